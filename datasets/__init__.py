@@ -1,0 +1,1 @@
+"""Sources and sinks over fsspec, and deterministic synthetic data."""

@@ -1,0 +1,1 @@
+"""What every partition is made from: keys, fingerprints, dependencies and the journal."""

@@ -1,0 +1,1 @@
+"""Operators and what they do to one partition: node, schema, kernels (Arrow, NumPy, CuPy)."""

@@ -1,0 +1,1 @@
+"""Expressions: values computed for each row from the columns of one table."""

@@ -1,0 +1,222 @@
+"""The expression tree: immutable values computed from the columns of one table.
+
+Expressions are built by operators and methods, typed against a schema before anything runs
+(`infer`), and evaluated on a table (`evaluate`). They compare by `token`, a canonical text, because
+``==`` builds an expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from ...errors import TypeMismatchError, column_not_found
+
+Value = pa.Array | pa.ChunkedArray | pa.Scalar
+
+
+class Expr:
+    """A value for each row of a table.
+
+    Subclasses give `children`, `with_children`, `token`, `infer` and `evaluate`. Operators and the
+    namespaces ``.str``, ``.dt`` … are added in `ops/expressions/operators.py` and its siblings.
+    """
+
+    children: tuple[Expr, ...] = ()
+
+    def with_children(self, children: Sequence[Expr]) -> Expr:
+        """Return the same expression over other children."""
+        if children:
+            raise ValueError(f"{type(self).__name__} takes no children")
+        return self
+
+    @cached_property
+    def token(self) -> str:
+        """Canonical text: equal tokens mean equal values, in every process."""
+        raise NotImplementedError
+
+    def infer(self, schema: pa.Schema) -> pa.DataType:
+        """Return the type of the value over a schema, or raise ColumnNotFoundError, TypeMismatchError."""
+        raise NotImplementedError
+
+    def evaluate(self, table: pa.Table) -> Value:
+        """Compute the value for each row of a table; a `pa.Scalar` stands for the same value in each."""
+        raise NotImplementedError
+
+    @property
+    def output_name(self) -> str | None:
+        """The column name the value takes when none is given: its leftmost column's, or None."""
+        return next((name for child in self.children if (name := child.output_name)), None)
+
+    def columns(self) -> frozenset[str]:
+        """The names of the columns the value is computed from."""
+        return frozenset().union(*(child.columns() for child in self.children))
+
+    def walk(self) -> Iterator[Expr]:
+        """Yield this expression and everything below it, parents first."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    def transform(self, function: Callable[[Expr], Expr]) -> Expr:
+        """Rebuild the tree bottom up, each expression replaced by ``function`` of it."""
+        children = tuple(child.transform(function) for child in self.children)
+        changed = any(new is not old for new, old in zip(children, self.children))
+        return function(self.with_children(children) if changed else self)
+
+    def __hash__(self) -> int:
+        return hash(self.token)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __bool__(self) -> bool:
+        raise TypeMismatchError(
+            f"{self} is an expression, with one value for each row, and has no single truth value. "
+            "Write & for and, | for or, ~ for not, and .is_in([...]) for membership."
+        )
+
+
+class Column(Expr):
+    """The column of that name."""
+
+    def __init__(self, name: str):
+        if not isinstance(name, str):
+            raise TypeMismatchError(f"col() takes a column name, not {name!r} ({type(name).__name__}).")
+        self.name = name
+
+    @cached_property
+    def token(self) -> str:
+        return f"col({self.name!r})"
+
+    @property
+    def output_name(self) -> str:
+        return self.name
+
+    def columns(self) -> frozenset[str]:
+        return frozenset((self.name,))
+
+    def infer(self, schema: pa.Schema) -> pa.DataType:
+        index = schema.get_field_index(self.name)
+        if index < 0:
+            raise column_not_found(self.name, schema.names, str(self))
+        return schema.field(index).type
+
+    def evaluate(self, table: pa.Table) -> Value:
+        return table.column(self.name)
+
+    def __str__(self) -> str:
+        return f"col({self.name!r})"
+
+
+class Literal(Expr):
+    """One constant, typed as an Arrow scalar.
+
+    ``typed`` is true where the user named the type; an untyped number takes the type of what it meets.
+    """
+
+    def __init__(self, scalar: pa.Scalar, typed: bool = False):
+        self.scalar = scalar
+        self.typed = typed
+
+    @cached_property
+    def token(self) -> str:
+        return f"lit({self.scalar.as_py()!r}: {self.scalar.type})"
+
+    @property
+    def output_name(self) -> str | None:
+        return None
+
+    def infer(self, schema: pa.Schema) -> pa.DataType:
+        return self.scalar.type
+
+    def evaluate(self, table: pa.Table) -> Value:
+        return self.scalar
+
+    def __str__(self) -> str:
+        return repr(self.scalar.as_py())
+
+
+class Alias(Expr):
+    """The same value under another name."""
+
+    def __init__(self, expr: Expr, name: str):
+        self.children = (expr,)
+        self.name = name
+
+    def with_children(self, children: Sequence[Expr]) -> Expr:
+        return Alias(children[0], self.name)
+
+    @cached_property
+    def token(self) -> str:
+        return f"alias({self.children[0].token}, {self.name!r})"
+
+    @property
+    def output_name(self) -> str:
+        return self.name
+
+    def infer(self, schema: pa.Schema) -> pa.DataType:
+        return self.children[0].infer(schema)
+
+    def evaluate(self, table: pa.Table) -> Value:
+        return self.children[0].evaluate(table)
+
+    def __str__(self) -> str:
+        return f"{self.children[0]}.alias({self.name!r})"
+
+
+class AggregateCall(Expr):
+    """An aggregation of an expression over a group: legal only inside `agg` (see ops/aggregate.py).
+
+    ``function`` names a record in `ops.aggregate.AGGREGATIONS`; no children means "of the rows".
+    """
+
+    def __init__(self, function: str, children: Sequence[Expr] = (), options: tuple[tuple[str, Any], ...] = ()):
+        self.function = function
+        self.children = tuple(children)
+        self.options = options
+
+    def with_children(self, children: Sequence[Expr]) -> Expr:
+        return AggregateCall(self.function, children, self.options)
+
+    @cached_property
+    def token(self) -> str:
+        inner = ", ".join([child.token for child in self.children] + [f"{k}={v!r}" for k, v in self.options])
+        return f"agg.{self.function}({inner})"
+
+    def infer(self, schema: pa.Schema) -> pa.DataType:
+        raise TypeMismatchError(
+            f"{self} is an aggregation and stands only inside agg(...). "
+            "Write ds.agg(...) or ds.group_by(...).agg(...)."
+        )
+
+    def evaluate(self, table: pa.Table) -> Value:
+        self.infer(table.schema)
+        raise AssertionError("unreachable")
+
+    def __str__(self) -> str:
+        return f"{self.children[0]}.{self.function}()" if self.children else f"{self.function}()"
+
+
+def evaluate_column(expr: Expr, table: pa.Table, type: pa.DataType | None = None) -> pa.ChunkedArray | pa.Array:
+    """Evaluate an expression to a column as long as the table, repeating a scalar.
+
+    Args:
+        expr: the expression.
+        table: the rows.
+        type: the type the column must have; None leaves it as computed.
+
+    Returns:
+        An array of ``table.num_rows`` values.
+    """
+    value = expr.evaluate(table)
+    if isinstance(value, pa.Scalar):
+        if type is not None and value.type != type:
+            value = value.cast(type)
+        return pa.repeat(value, table.num_rows)
+    if type is not None and value.type != type:
+        value = value.cast(type)
+    return value

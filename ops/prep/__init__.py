@@ -1,0 +1,1 @@
+"""Preparation steps for training data: each a fit (an aggregation) and a transform (narrow)."""

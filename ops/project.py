@@ -1,0 +1,50 @@
+"""Project: columns computed from columns, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from ..errors import ParameterError
+from .expressions.expr import Expr
+from .node import Node
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Project(Node):
+    """Compute named expressions; what isn't named is dropped.
+
+    Attributes:
+        input: the rows.
+        exprs: (output name, expression), in output order.
+    """
+
+    input: Node
+    exprs: tuple[tuple[str, Expr], ...]
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.exprs]
+        if duplicates := sorted({name for name in names if names.count(name) > 1}):
+            raise ParameterError(
+                f"the output would have the column {duplicates[0]!r} more than once. "
+                "Give each expression its own name with .alias(name)."
+            )
+        self.check()
+
+    def with_inputs(self, inputs: Sequence[Node]) -> Project:
+        return Project(inputs[0], self.exprs)
+
+    def derive_schema(self) -> pa.Schema:
+        source = self.input.schema
+        return pa.schema([pa.field(name, expr.infer(source)) for name, expr in self.exprs])
+
+    def parameters(self) -> Any:
+        return tuple((name, expr.token) for name, expr in self.exprs)
+
+    def describe(self) -> str:
+        return ", ".join(
+            name if str(expr) == f"col({name!r})" else f"{name}={expr}" for name, expr in self.exprs
+        )

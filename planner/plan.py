@@ -1,0 +1,211 @@
+"""The physical plan: stages of fused operators, joined by exchanges.
+
+A stage computes each of its partitions with one operator tree. The tree's leaves read source splits
+or blocks that earlier stages left. The plan depends on the data and the pipeline, never on workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from ..ops.expressions.expr import Expr
+from ..ops.kernel import Kernel
+from ..ops.partitioner import Partitioner
+from ..ops.sink import Sink
+from ..ops.sort import SortKey
+from ..ops.source import Source, Split
+
+
+@dataclass(frozen=True)
+class ScanLeaf:
+    """Reads one split of a source, filtered exactly; splits are in ``Stage.splits[slot]``."""
+
+    slot: int
+    source: Source
+    columns: tuple[str, ...]
+    predicate: Expr | None
+    limit: int | None
+    schema: pa.Schema
+
+
+@dataclass(frozen=True)
+class BlockLeaf:
+    """Reads partition i of an earlier stage: a narrow dependency on a block."""
+
+    slot: int
+    stage: int
+    schema: pa.Schema
+
+
+@dataclass(frozen=True)
+class ShuffleLeaf:
+    """Reads segment i of every block of an earlier stage, in map order: a wide dependency."""
+
+    slot: int
+    stage: int
+    schema: pa.Schema
+
+
+@dataclass(frozen=True)
+class BroadcastLeaf:
+    """Reads all blocks of an earlier stage, in order, for every partition."""
+
+    slot: int
+    stage: int
+    schema: pa.Schema
+
+
+Leaf = ScanLeaf | BlockLeaf | ShuffleLeaf | BroadcastLeaf
+
+
+@dataclass(frozen=True)
+class Step:
+    """A kernel over the streams of its inputs."""
+
+    kernel: Kernel
+    inputs: tuple[Operator, ...]
+    schema: pa.Schema
+
+
+@dataclass(frozen=True)
+class UnionStep:
+    """Partition i is partition i - offset of the branch that it falls into.
+
+    Attributes:
+        branches: (operator, number of partitions) in order.
+    """
+
+    branches: tuple[tuple[Operator, int], ...]
+    schema: pa.Schema
+
+    def locate(self, partition: int) -> tuple[Operator, int]:
+        """Return the branch that holds a partition, and the partition's index within it."""
+        for branch, count in self.branches:
+            if partition < count:
+                return branch, partition
+            partition -= count
+        raise IndexError(partition)
+
+
+Operator = Step | UnionStep | Leaf
+
+
+def leaves_of(operator: Operator, partition: int) -> Iterator[tuple[Leaf, int]]:
+    """Yield the leaves that a partition reads, each with the partition's index as that leaf counts it."""
+    if isinstance(operator, Step):
+        for child in operator.inputs:
+            yield from leaves_of(child, partition)
+    elif isinstance(operator, UnionStep):
+        branch, local = operator.locate(partition)
+        yield from leaves_of(branch, local)
+    else:
+        yield operator, partition
+
+
+def all_leaves(operator: Operator) -> Iterator[Leaf]:
+    """Yield every leaf of an operator tree, left to right."""
+    if isinstance(operator, Step):
+        for child in operator.inputs:
+            yield from all_leaves(child)
+    elif isinstance(operator, UnionStep):
+        for branch, _ in operator.branches:
+            yield from all_leaves(branch)
+    else:
+        yield operator
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How a stage's output is cut into segments for the partitions of the next.
+
+    Attributes:
+        partitioner: gives each row its segment. A range partitioner comes without boundaries.
+        boundaries_from: the stage whose key samples give a range partitioner its boundaries.
+    """
+
+    partitioner: Partitioner
+    boundaries_from: int | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of segments in each block."""
+        return self.partitioner.count
+
+    def resolved(self, partitioner: Partitioner) -> Exchange:
+        """Return the exchange with its boundaries filled in."""
+        return replace(self, partitioner=partitioner)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected size of an output, in rows and bytes in memory; exact where metadata tells."""
+
+    rows: float
+    bytes: float
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Operators fused between exchanges, over a fixed number of partitions.
+
+    Attributes:
+        id: position in the plan; inputs have smaller ids.
+        key: lineage key of what the stage leaves (its node's key and its exchange).
+        label: operators in words, as "scan > filter > partial aggregate".
+        operator: the tree that computes a partition.
+        partitions: how many; fixed by data and plan.
+        schema: of the rows it leaves.
+        splits: for each scan leaf's slot, the split of each of the leaf's partitions.
+        exchange: how blocks are cut into segments; None leaves one segment, the partition.
+        sink: where partitions are staged instead of left as blocks.
+        sample: sort keys to sample from the output, for a range exchange further on.
+        estimate: expected size of all partitions together.
+    """
+
+    id: int
+    key: str
+    label: str
+    operator: Operator
+    partitions: int
+    schema: pa.Schema
+    splits: Mapping[int, tuple[Split, ...]] = field(default_factory=dict)
+    exchange: Exchange | None = None
+    sink: Sink | None = None
+    sample: tuple[SortKey, ...] = ()
+    estimate: Estimate = Estimate(0, 0)
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """Ids of the stages this one reads, and of the one its boundaries come from, ascending."""
+        ids = {leaf.stage for leaf in all_leaves(self.operator) if not isinstance(leaf, ScanLeaf)}
+        if self.exchange is not None and self.exchange.boundaries_from is not None:
+            ids.add(self.exchange.boundaries_from)
+        return tuple(sorted(ids))
+
+
+@dataclass(frozen=True)
+class RuleEvent:
+    """A rule that rewrote the plan, or refused to, and why."""
+
+    rule: str
+    fired: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class PhysicalPlan:
+    """Stages in an order in which each comes after those it reads, and which of them are outputs.
+
+    Attributes:
+        stages: by id.
+        outputs: output name to stage id.
+        trace: what the rules did.
+    """
+
+    stages: tuple[Stage, ...]
+    outputs: Mapping[str, int]
+    trace: tuple[RuleEvent, ...] = ()

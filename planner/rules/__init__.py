@@ -1,0 +1,1 @@
+"""Optimizer rules, one function a file, each tested alone."""
