@@ -1,19 +1,29 @@
 """Aggregate: one row for each group, in two steps joined by mergeable states.
 
-An aggregation is one declared record (prepare, partial state, merge, finish), as in flox.
+The map side reduces rows to one state a group, the reduce side merges the states and finishes them.
+The aggregations themselves are records in `ops/aggregations.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from ..errors import ParameterError, column_not_found
 from ..lineage.graph import Dependency
+from .aggregations import AGGREGATIONS, aggregation_type
+from .grouping import Groups, comparable, group
+from .kernel import MORSEL_ROWS, Broadcast, Context, Kernel, Stream
+from .merge import merge_runs
+from .morsels import contiguous, numbered, rechunk, slices
 from .node import Node
+from .ordering import SortKey
+from .spill import ROW, hash_parts, new_spill
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class Aggregation:
 
     Attributes:
         name: output column.
-        function: name of a record in AGGREGATIONS: sum, mean, var, std, min, max, count, n_unique, first, last.
+        function: name of a record in AGGREGATIONS, as sum or n_unique.
         column: input column; None for ``count`` of rows.
         options: as (("ddof", 1),).
     """
@@ -34,11 +44,6 @@ class Aggregation:
 
     def __str__(self) -> str:
         return f"{self.name}={self.function}({self.column or ''})"
-
-
-def aggregation_type(function: str, type: pa.DataType | None, options: dict[str, Any]) -> pa.DataType:
-    """Return the output type of an aggregation over a column type, or raise TypeMismatchError."""
-    raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,3 +98,166 @@ class Aggregate(Node):
     def describe(self) -> str:
         by = f"by [{', '.join(self.keys)}] " if self.keys else ""
         return f"{by}{', '.join(str(a) for a in self.aggregations)}"
+
+
+def state_schema(
+    input_schema: pa.Schema, keys: Sequence[str], aggregations: Sequence[Aggregation]
+) -> pa.Schema:
+    """Return the schema of the states that a partial aggregation leaves: the keys, then each state's parts.
+
+    Example:
+        >>> schema = pa.schema([("k", pa.string()), ("x", pa.float64())])
+        >>> state_schema(schema, ["k"], [Aggregation("m", "mean", "x")]).names
+        ['k', 'm#sum', 'm#count']
+    """
+    fields = [pa.field(name, input_schema.field(name).type) for name in keys]
+    for a in aggregations:
+        type = pa.null() if a.column is None else input_schema.field(a.column).type
+        fields += [pa.field(f"{a.name}#{part}", kind) for part, kind in AGGREGATIONS[a.function].state(type)]
+    return pa.schema(fields)
+
+
+#: a partial aggregation hands its states on when they hold more than this; fixed, as it decides which
+#: float sums are added first
+_FLUSH_BYTES = 64 << 20
+#: merging states is given up when it leaves more than this fraction of them
+_FUTILE = 0.9
+
+
+@dataclass(frozen=True)
+class PartialAggregateKernel(Kernel):
+    """Reduces the rows of a partition to one state a group, or a few where there are too many groups.
+
+    Attributes:
+        keys: grouping columns.
+        aggregations: what to compute.
+        schema: of the states, see `state_schema`.
+    """
+
+    keys: tuple[str, ...]
+    aggregations: tuple[Aggregation, ...]
+    schema: pa.Schema
+
+    def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
+        held: list[pa.Table] = []
+        rows, limit, futile = 0, MORSEL_ROWS, False
+        for table in rechunk(inputs[0]):
+            states = self._reduce(table)
+            if futile:
+                yield states
+                continue
+            held.append(states)
+            rows += states.num_rows
+            if rows < limit and sum(state.nbytes for state in held) < _FLUSH_BYTES:
+                continue
+            merged = self._merge(held)
+            futile = len(held) > 1 and merged.num_rows > _FUTILE * rows
+            if futile or merged.nbytes > _FLUSH_BYTES:
+                yield merged
+                held, rows = [], 0
+            else:
+                held, rows = [merged], merged.num_rows
+            limit = 2 * rows + MORSEL_ROWS
+        if held:
+            yield self._merge(held)
+
+    def _reduce(self, table: pa.Table) -> pa.Table:
+        groups = group([table.column(name) for name in self.keys], table.num_rows)
+        columns = _group_keys(groups, table, self.keys)
+        for a in self.aggregations:
+            column = None if a.column is None else contiguous(table.column(a.column))
+            columns += AGGREGATIONS[a.function].partial(groups, column)
+        return pa.Table.from_arrays(columns, schema=self.schema)
+
+    def _merge(self, states: list[pa.Table]) -> pa.Table:
+        if len(states) == 1:
+            return states[0]
+        _, columns, parts = _merge_states(pa.concat_tables(states), self.keys, self.aggregations)
+        return pa.Table.from_arrays(
+            [*columns, *(part for state in parts for part in state)], schema=self.schema
+        )
+
+
+@dataclass(frozen=True)
+class FinalAggregateKernel(Kernel):
+    """Merges the states of each group in the order they come, and finishes them.
+
+    Groups stand in order of first appearance. Without keys there is exactly one row.
+
+    Attributes:
+        keys: grouping columns.
+        aggregations: what to compute.
+        schema: of the output.
+    """
+
+    keys: tuple[str, ...]
+    aggregations: tuple[Aggregation, ...]
+    schema: pa.Schema
+
+    def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
+        held: list[pa.Table] = []
+        size = 0
+        stream = iter(inputs[0])
+        for table in stream:
+            held.append(table)
+            size += table.nbytes
+            if self.keys and size > context.memory_bytes // 2:
+                yield from self._spill(chain(held, stream), context)
+                return
+        if sum(table.num_rows for table in held):
+            yield from slices(self._finish(pa.concat_tables(held), self.schema))
+        elif not self.keys:
+            yield self._of_nothing()
+
+    def _spill(self, stream: Iterable[pa.Table], context: Context) -> Stream:
+        schema = self.schema.append(pa.field(ROW, pa.int64()))
+        with context.spill_folder() as name:
+            folder = Path(name)
+            runs = []
+            parts = hash_parts(
+                [numbered(stream, ROW)], [self.keys], context.memory_bytes // 2, 0, folder, context
+            )
+            for (states,) in parts:
+                if states is not None and states.rows:
+                    runs.append(new_spill(folder, schema, context))
+                    runs[-1].append(self._finish(states.table(), schema))
+                    runs[-1].finish()
+            for table in merge_runs(runs, [SortKey(ROW)], context):
+                yield table.drop_columns([ROW])
+
+    def _finish(self, states: pa.Table, schema: pa.Schema) -> pa.Table:
+        groups, columns, parts = _merge_states(states, self.keys, self.aggregations)
+        for a, state in zip(self.aggregations, parts):
+            answer = AGGREGATIONS[a.function].finish(state, dict(a.options))
+            columns.append(answer.cast(self.schema.field(a.name).type))
+        if len(schema) > len(self.schema):
+            columns.append(contiguous(states.column(ROW)).take(pa.array(groups.first_rows)))
+        return pa.Table.from_arrays(columns, schema=schema)
+
+    def _of_nothing(self) -> pa.Table:
+        answers = [
+            pa.array([AGGREGATIONS[a.function].nothing], self.schema.field(a.name).type)
+            for a in self.aggregations
+        ]
+        return pa.Table.from_arrays(answers, schema=self.schema)
+
+
+def _merge_states(
+    states: pa.Table, keys: Sequence[str], aggregations: Sequence[Aggregation]
+) -> tuple[Groups, list[pa.Array], list[tuple[pa.Array, ...]]]:
+    """Group states by key and merge them: the groups, their keys, and each aggregation's state."""
+    groups = group([states.column(name) for name in keys], states.num_rows)
+    columns = [contiguous(column) for column in states.columns[len(keys) :]]
+    merged = []
+    for a in aggregations:
+        size = AGGREGATIONS[a.function].parts
+        merged.append(AGGREGATIONS[a.function].merge(groups, tuple(columns[:size])))
+        columns = columns[size:]
+    return groups, _group_keys(groups, states, keys), merged
+
+
+def _group_keys(groups: Groups, table: pa.Table, keys: Sequence[str]) -> list[pa.Array]:
+    """The key of each group, -0.0 and NaN in one form."""
+    rows = pa.array(groups.first_rows)
+    firsts = [contiguous(table.column(name)).take(rows) for name in keys]
+    return [comparable(first).cast(first.type) for first in firsts]

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import TypeMismatchError
-from .expressions.expr import Expr
+from .expressions.expr import Expr, evaluate_column
+from .kernel import Broadcast, Context, Kernel, Stream
 from .node import Node
 
 
@@ -40,3 +42,19 @@ class Filter(Node):
 
     def describe(self) -> str:
         return str(self.predicate)
+
+
+@dataclass(frozen=True)
+class FilterKernel(Kernel):
+    """Keeps the rows for which the predicate is true; a table of which all are kept isn't copied."""
+
+    predicate: Expr
+
+    def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
+        for table in inputs[0]:
+            mask = evaluate_column(self.predicate, table)
+            kept = pc.sum(mask).as_py() or 0
+            if kept == table.num_rows:
+                yield table
+            elif kept:
+                yield table.filter(mask)

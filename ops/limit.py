@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from ..errors import ParameterError
 from ..lineage.graph import Dependency
+from .kernel import Broadcast, Context, Kernel, Stream
 from .node import Node
 
 
@@ -40,3 +41,17 @@ class Limit(Node):
 
     def describe(self) -> str:
         return str(self.count)
+
+
+@dataclass(frozen=True)
+class LimitKernel(Kernel):
+    """Passes the first rows of the stream on, then stops reading it."""
+
+    count: int
+
+    def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
+        left = self.count
+        stream = iter(inputs[0])
+        while left > 0 and (table := next(stream, None)) is not None:
+            yield table.slice(0, left)
+            left -= table.num_rows

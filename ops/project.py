@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import ParameterError
-from .expressions.expr import Expr
+from .expressions.expr import Expr, evaluate_column
+from .kernel import Broadcast, Context, Kernel, Stream
 from .node import Node
 
 
@@ -48,3 +49,29 @@ class Project(Node):
         return ", ".join(
             name if str(expr) == f"col({name!r})" else f"{name}={expr}" for name, expr in self.exprs
         )
+
+
+@dataclass(frozen=True)
+class ProjectKernel(Kernel):
+    """Evaluates expressions on each table.
+
+    Arrow keeps the number of rows of a table without columns through slices, but not through
+    concatenation, so a projection to nothing is for the planner to avoid.
+
+    Attributes:
+        exprs: (output name, expression), in output order.
+        schema: of the output.
+    """
+
+    exprs: tuple[tuple[str, Expr], ...]
+    schema: pa.Schema
+
+    def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
+        for table in inputs[0]:
+            if not self.exprs:
+                yield table.select([])
+                continue
+            columns = [
+                evaluate_column(expr, table, field.type) for (_, expr), field in zip(self.exprs, self.schema)
+            ]
+            yield pa.Table.from_arrays(columns, schema=self.schema)

@@ -59,6 +59,8 @@ class Repartition(Node):
 
     def describe(self) -> str:
         by = [*self.keys, *(str(key) for key in self.sort_keys)]
-        return f"{self.kind}" + (f" by [{', '.join(by)}]" if by else "") + (
-            f" into {self.count}" if self.count is not None else ""
+        return (
+            f"{self.kind}"
+            + (f" by [{', '.join(by)}]" if by else "")
+            + (f" into {self.count}" if self.count is not None else "")
         )

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import xxhash
 
 from ..errors import ParameterError
+from .kernel import Broadcast, Context, Kernel, Stream
 from .node import Node
 
 
@@ -53,3 +56,32 @@ class Sample(Node):
 
     def describe(self) -> str:
         return f"{self.low:g} <= u < {self.high:g}, seed={self.seed}"
+
+
+def random_stream(*key: str | int) -> np.random.Generator:
+    """Return a generator of the random stream that a key names, the same in every process.
+
+    Example:
+        >>> random_stream(7, "rows", 0).random() == random_stream(7, "rows", 0).random()
+        True
+    """
+    digest = xxhash.xxh3_128_intdigest("\0".join(repr(part) for part in key))
+    return np.random.Generator(np.random.Philox(key=[digest >> 64, digest & (2**64 - 1)]))
+
+
+@dataclass(frozen=True)
+class SampleKernel(Kernel):
+    """Draws one number a row and keeps the rows whose number is in range; see `Sample`."""
+
+    low: float
+    high: float
+    seed: int
+    stream: str
+
+    def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
+        draws = random_stream("sample", self.seed, self.stream, context.partition)
+        for table in inputs[0]:
+            u = draws.random(table.num_rows)
+            rows = np.flatnonzero((self.low <= u) & (u < self.high))
+            if len(rows):
+                yield table.take(pa.array(rows)) if len(rows) < table.num_rows else table

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from ..errors import TypeMismatchError, column_not_found
 from ..lineage.graph import Dependency
+from .kernel import MORSEL_ROWS, Broadcast, Context, Kernel, Stream
+from .limit import LimitKernel
+from .merge import merge_runs, sorted_slices
+from .morsels import slices
 from .node import Node
-
-
-@dataclass(frozen=True)
-class SortKey:
-    """A column to sort by. NaN sorts above every number; nulls go where ``nulls_first`` says."""
-
-    column: str
-    descending: bool = False
-    nulls_first: bool = False
-
-    def __str__(self) -> str:
-        return (
-            self.column + (" desc" if self.descending else "") + (" nulls first" if self.nulls_first else "")
-        )
+from .ordering import SortKey, segments, sort_indices
+from .spill import SpillFile, new_spill
 
 
 def check_sort_keys(keys: Sequence[SortKey], schema: pa.Schema) -> None:
@@ -33,8 +27,10 @@ def check_sort_keys(keys: Sequence[SortKey], schema: pa.Schema) -> None:
         if key.column not in schema.names:
             raise column_not_found(key.column, schema.names, "sort")
         type = schema.field(key.column).type
-        if pa.types.is_nested(type):
-            raise TypeMismatchError(f"sort: {key.column!r} is {type}, which has no order. Sort by one of its fields.")
+        if pa.types.is_nested(type) or pa.types.is_interval(type):
+            raise TypeMismatchError(
+                f"sort: {key.column!r} is {type}, which has no order. Sort by one of its fields."
+            )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,3 +88,81 @@ class TopK(Node):
 
     def describe(self) -> str:
         return f"{self.count} by [{', '.join(str(key) for key in self.keys)}]"
+
+
+@dataclass(frozen=True)
+class SortKernel(Kernel):
+    """Sorts a partition, stable; beyond memory it merges sorted runs from disk.
+
+    Attributes:
+        keys: most significant first.
+    """
+
+    keys: tuple[SortKey, ...]
+
+    def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
+        held: list[pa.Table] = []
+        size = 0
+        stream = iter(inputs[0])
+        for table in stream:
+            held.append(table)
+            size += table.nbytes
+            if size > context.memory_bytes // 3:
+                yield from self._spill(held, stream, context)
+                return
+        if held:
+            yield from sorted_slices(pa.concat_tables(held).combine_chunks(), self.keys)
+
+    def _spill(self, held: list[pa.Table], stream: Stream, context: Context) -> Stream:
+        with context.spill_folder() as folder:
+            runs: list[SpillFile] = []
+            size = context.memory_bytes
+            for table in chain([None], stream, [None]):
+                if table is not None:
+                    held.append(table)
+                    size += table.nbytes
+                if held and (table is None or size > context.memory_bytes // 3):
+                    runs.append(new_spill(Path(folder), held[0].schema, context))
+                    for piece in sorted_slices(pa.concat_tables(held).combine_chunks(), self.keys):
+                        runs[-1].append(piece)
+                    runs[-1].finish()
+                    held, size = [], 0
+            yield from merge_runs(runs, self.keys, context)
+
+
+@dataclass(frozen=True)
+class TopKKernel(Kernel):
+    """The first rows of the sorted order, as a stable sort and a limit would give them.
+
+    Attributes:
+        keys: most significant first.
+        count: how many rows.
+    """
+
+    keys: tuple[SortKey, ...]
+    count: int
+
+    def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
+        held: list[pa.Table] = []
+        worst: pa.Table | None = None
+        stream = iter(inputs[0] if self.count else ())
+        for table in stream:
+            held.append(table if worst is None else self._better(table, worst))
+            rows = sum(piece.num_rows for piece in held)
+            if rows >= self.count + MORSEL_ROWS:
+                best = self._best(held)
+                held, worst = [best], best.slice(self.count - 1)
+            if sum(piece.nbytes for piece in held) > context.memory_bytes // 2:
+                ordered = SortKernel(self.keys).run([chain(held, stream)], context)
+                yield from LimitKernel(self.count).run([ordered], context)
+                return
+        if held:
+            yield from slices(self._best(held))
+
+    def _best(self, held: list[pa.Table]) -> pa.Table:
+        table = pa.concat_tables(held).combine_chunks()
+        return table.take(sort_indices(table, self.keys).slice(0, self.count))
+
+    def _better(self, table: pa.Table, worst: pa.Table) -> pa.Table:
+        """The rows that come before the worst of the best; later equal rows lose, as the sort is stable."""
+        return table.filter(pa.array(segments(table, worst, self.keys) == 0))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from ..lineage.graph import Dependency
+from .kernel import Broadcast, Context, Kernel, Stream
 from .node import Node
 
 
@@ -67,3 +68,17 @@ class Transform(Node):
 
     def describe(self) -> str:
         return self.step.describe()
+
+
+@dataclass(frozen=True)
+class TransformKernel(Kernel):
+    """Applies a step to each table; the state is prepared once a process."""
+
+    step: TransformStep
+
+    def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
+        rows, state = inputs
+        name = f"prepared {type(self.step).__name__} {self.step.parameters()!r}"
+        prepared = state.once(name, lambda: self.step.prepare(state.table()))
+        for table in rows:
+            yield self.step.apply(table, prepared)

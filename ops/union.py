@@ -58,4 +58,7 @@ def _difference(position: int, first: pa.Schema, other: pa.Schema) -> str:
             f"column {name!r} is {other.field(name).type}, not {first.field(name).type}" for name in differing
         )
         what = what or f"its columns stand in another order: {other.names}, not {first.names}"
-    return f"union: input {position} doesn't fit input 0: {what}. Bring them in line with select(...) and cast(...)."
+    return (
+        f"union: input {position} doesn't fit input 0: {what}. "
+        "Bring them in line with select(...) and cast(...)."
+    )

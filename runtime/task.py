@@ -18,6 +18,7 @@ from ..ops.sink import Sink, StagedFile
 from ..ops.sort import SortKey
 from ..ops.source import Split
 from ..planner.plan import Exchange, Operator
+from .owner import Owner, this_process
 
 #: (stage, partition): what a block is a result of
 Part = tuple[int, int]
@@ -92,6 +93,7 @@ class StageProgram:
         schema: of the rows it leaves.
         exchange: with boundaries filled in.
         sink, sample: as in `planner.plan.Stage`.
+        owner: the driver's process; by default the one that makes the record.
     """
 
     run: str
@@ -103,6 +105,7 @@ class StageProgram:
     exchange: Exchange | None = None
     sink: Sink | None = None
     sample: tuple[SortKey, ...] = ()
+    owner: Owner = field(default_factory=this_process)
 
 
 @dataclass(frozen=True)
@@ -201,3 +204,7 @@ class FetchFailedError(HeadwaterError):
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return (FetchFailedError, (self.lost, self.nodes))
+
+
+class CancelledTask(HeadwaterError):
+    """The driver no longer wants this attempt; it stopped early and left nothing."""

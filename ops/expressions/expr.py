@@ -14,18 +14,24 @@ from typing import Any
 import pyarrow as pa
 
 from ...errors import TypeMismatchError, column_not_found
+from .aggregates import Aggregations
+from .methods import Methods
+from .namespaces import Namespaces
+from .operators import Operators
+from .types import Value
 
-Value = pa.Array | pa.ChunkedArray | pa.Scalar
 
-
-class Expr:
+class Expr(Operators, Methods, Aggregations, Namespaces):
     """A value for each row of a table.
 
-    Subclasses give `children`, `with_children`, `token`, `infer` and `evaluate`. Operators and the
-    namespaces ``.str``, ``.dt`` … are added in `ops/expressions/operators.py` and its siblings.
+    Subclasses give `children`, `with_children`, `token`, `infer` and `evaluate`. What users write on
+    an expression is inherited: operators, methods, aggregations, and the namespaces ``.str``, ``.dt`` ….
     """
 
     children: tuple[Expr, ...] = ()
+
+    #: whether its text is an operator's, which needs parentheses inside a longer one
+    is_operator: bool = False
 
     def with_children(self, children: Sequence[Expr]) -> Expr:
         """Return the same expression over other children."""
@@ -124,7 +130,8 @@ class Literal(Expr):
 
     @cached_property
     def token(self) -> str:
-        return f"lit({self.scalar.as_py()!r}: {self.scalar.type})"
+        # an untyped literal's value depends on what it meets, so it isn't the typed one
+        return f"lit({_canonical(self.scalar)}: {self.scalar.type}{'' if self.typed else '?'})"
 
     @property
     def output_name(self) -> str | None:
@@ -137,7 +144,7 @@ class Literal(Expr):
         return self.scalar
 
     def __str__(self) -> str:
-        return repr(self.scalar.as_py())
+        return _shorten(self.scalar.as_py())
 
 
 class Alias(Expr):
@@ -165,7 +172,7 @@ class Alias(Expr):
         return self.children[0].evaluate(table)
 
     def __str__(self) -> str:
-        return f"{self.children[0]}.alias({self.name!r})"
+        return f"{operand(self.children[0])}.alias({self.name!r})"
 
 
 class AggregateCall(Expr):
@@ -198,7 +205,33 @@ class AggregateCall(Expr):
         raise AssertionError("unreachable")
 
     def __str__(self) -> str:
-        return f"{self.children[0]}.{self.function}()" if self.children else f"{self.function}()"
+        options = ", ".join(f"{key}={value!r}" for key, value in self.options)
+        return f"{operand(self.children[0])}.{self.function}({options})" if self.children else f"{self.function}()"
+
+
+def operand(expr: Expr) -> str:
+    """Return an expression's text as part of a longer one: an operator's in parentheses."""
+    return f"({expr})" if expr.is_operator else str(expr)
+
+
+def _canonical(scalar: pa.Scalar) -> str:
+    """Text of a scalar that no library version or optional package changes."""
+    if not scalar.is_valid:
+        return "None"
+    if pa.types.is_temporal(scalar.type):
+        return str(scalar.value)
+    if pa.types.is_list(scalar.type):
+        return f"[{', '.join(_canonical(item) for item in scalar)}]"
+    if pa.types.is_struct(scalar.type):
+        return "{" + ", ".join(f"{name!r}: {_canonical(item)}" for name, item in scalar.items()) + "}"
+    return repr(scalar.as_py())
+
+
+def _shorten(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 6:
+        return f"[{', '.join(map(_shorten, value[:5]))}, … {len(value) - 5} more]"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}…{text[-12:]}"
 
 
 def evaluate_column(expr: Expr, table: pa.Table, type: pa.DataType | None = None) -> pa.ChunkedArray | pa.Array:

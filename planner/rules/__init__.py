@@ -1,1 +1,1 @@
-"""Optimizer rules, one function a file, each tested alone."""
+"""Rules of the optimizer: one file each, each a pure function from plan to plan and what it did."""

@@ -1,0 +1,55 @@
+# make demo    the whole way on generated data, on a local cluster of four workers
+# make test    every test; test-fast leaves out those that start processes
+# make check   what a reviewer would run first: style, layers, types
+# make bench   TPC-H beside DuckDB and Dask DataFrame
+# make clean   everything that these targets made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+WORKERS ?= 4
+
+.PHONY: demo test test-fast check format bench clean
+.DELETE_ON_ERROR:
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each extra: pip runs again only when pyproject.toml has changed.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(PIP) --editable '.[$*]'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	@rm -rf .demo
+	@$(BIN)/headwater demo --workers $(WORKERS) --output .demo/rides --report-json .demo/report.json
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not cluster and not fault and not slow"
+
+check: $(VENV)/.installed-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
+	@mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/headwater
+	MYPYPATH=$(VENV)/types $(BIN)/mypy -p headwater
+
+format: $(VENV)/.installed-check
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .demo .bench
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

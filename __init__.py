@@ -1,0 +1,91 @@
+"""Headwater: declarative dataflow for data preparation and training, on Dask.
+
+Declare a pipeline with the ``read_*`` functions and the methods of `Dataset`; run it on a `Session`.
+"""
+
+from __future__ import annotations
+
+from .errors import HeadwaterError
+from .ops import prep
+from .ops.expressions import (
+    Expr,
+    coalesce,
+    col,
+    concat_str,
+    count,
+    first,
+    greatest,
+    hash_unit,
+    last,
+    least,
+    lit,
+    max,
+    mean,
+    min,
+    n_unique,
+    std,
+    sum,
+    var,
+    when,
+)
+from .pipeline import Dataset, GroupedDataset
+from .planner.options import PlanOptions
+from .preparation import FittedPrep
+from .preparation import load as load_prep
+from .program import Pipeline, pipeline
+from .reading import (
+    from_arrow,
+    from_numpy,
+    from_pandas,
+    range,
+    read_arrow,
+    read_csv,
+    read_json,
+    read_parquet,
+    read_text,
+)
+from .session import RunResult, Session
+from .version import __version__
+
+__all__ = [
+    "Dataset",
+    "Expr",
+    "FittedPrep",
+    "GroupedDataset",
+    "HeadwaterError",
+    "Pipeline",
+    "PlanOptions",
+    "RunResult",
+    "Session",
+    "__version__",
+    "coalesce",
+    "col",
+    "concat_str",
+    "count",
+    "first",
+    "from_arrow",
+    "from_numpy",
+    "from_pandas",
+    "greatest",
+    "hash_unit",
+    "last",
+    "least",
+    "lit",
+    "load_prep",
+    "max",
+    "mean",
+    "min",
+    "n_unique",
+    "pipeline",
+    "prep",
+    "range",
+    "read_arrow",
+    "read_csv",
+    "read_json",
+    "read_parquet",
+    "read_text",
+    "std",
+    "sum",
+    "var",
+    "when",
+]

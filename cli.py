@@ -1,0 +1,278 @@
+"""The command line: demo, run, explain, runs.
+
+Exit codes: 0 it worked, 1 a run failed, 2 the command, the pipeline or its input is wrong, 130 Ctrl-C.
+Results go to standard output, progress and errors to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import errors
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .pipeline import Dataset
+    from .program import Pipeline
+    from .session import RunResult
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+#: what a started run may still find wrong with the pipeline or its input, rather than fail at
+_INPUT_ERRORS = (
+    errors.ColumnNotFoundError,
+    errors.TypeMismatchError,
+    errors.ParameterError,
+    errors.SourceNotFoundError,
+    errors.SchemaMismatchError,
+    errors.SinkExistsError,
+    errors.SerializationError,
+)
+
+
+class _State:
+    """What the error handler must know of the command: its options, and whether a run has started."""
+
+    def __init__(self) -> None:
+        self.debug = False
+        self.running = False
+        self.file = ""
+
+
+def _state() -> _State:
+    return click.get_current_context().find_root().ensure_object(_State)
+
+
+def _set_debug(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    _state().debug |= value
+
+
+_debug = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=_set_debug,
+    help="Show tracebacks.",
+)
+_param = click.option(
+    "--param", "params", multiple=True, metavar="NAME=VALUE", help="A parameter; repeatable."
+)
+_outputs = click.option(
+    "--output", "outputs", multiple=True, metavar="NAME", help="Only this output; repeatable."
+)
+_workers = click.option(
+    "--workers", type=click.IntRange(1, 1024), help="Local worker processes.  [default: 4]"
+)
+_report = click.option(
+    "--report-json", type=click.Path(dir_okay=False), metavar="OUT", help="Write the run report."
+)
+_quiet = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="headwater")
+@_debug
+def cli() -> None:
+    """Declarative dataflow for data preparation and training, on Dask."""
+
+
+@cli.command()
+@click.option("--rows", type=click.IntRange(0), default=1_000_000, show_default=True, help="Generated rides.")
+@click.option("--output", type=click.Path(), metavar="DIR", help="Keep the cleaned rides here, as Parquet.")
+@_workers
+@_report
+@_quiet
+@_debug
+def demo(rows: int, output: str | None, workers: int | None, report_json: str | None, quiet: bool) -> None:
+    """Run a whole pipeline on generated data, on a local cluster."""
+    import tempfile
+
+    from . import demo as example
+
+    with tempfile.TemporaryDirectory(prefix="headwater-demo-") as folder:
+        datasets = example.rides.bind(rows=rows, output=output or str(Path(folder) / "rides"))
+        click.echo(f"Plan for {rows:,} generated rides, from {Path(example.__file__).name}:\n")
+        click.echo(_plan(datasets, "physical"))
+        _run("demo", datasets, None, workers or 4, report_json, quiet)
+    if not output:
+        click.echo("The Parquet files were temporary; --output DIR keeps them.")
+
+
+@cli.command()
+@click.argument("file", metavar="FILE[:NAME]")
+@_param
+@_outputs
+@click.option("--scheduler", metavar="ADDRESS", help="Join a running Dask scheduler, as tcp://host:8786.")
+@_workers
+@_report
+@_quiet
+@_debug
+def run(
+    file: str,
+    params: tuple[str, ...],
+    outputs: tuple[str, ...],
+    scheduler: str | None,
+    workers: int | None,
+    report_json: str | None,
+    quiet: bool,
+) -> None:
+    """Run the pipeline in a Python file."""
+    if scheduler and workers:
+        raise click.UsageError(
+            "--workers starts a local cluster, --scheduler joins a running one: give one of them."
+        )
+    pipeline, datasets = _declare(file, params, outputs)
+    _run(pipeline.name, datasets, scheduler, workers or 4, report_json, quiet)
+
+
+@cli.command()
+@click.argument("file", metavar="FILE[:NAME]")
+@_param
+@_outputs
+@_debug
+def explain(file: str, params: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+    """Show how the pipeline in a Python file would run, without running it."""
+    _, datasets = _declare(file, params, outputs)
+    click.echo(_plan(datasets))
+
+
+@cli.command()
+@click.option(
+    "--journal", metavar="URL", help="Where the journals are; by default where sessions write them."
+)
+@_debug
+def runs(journal: str | None) -> None:
+    """List the runs in the journal, latest first."""
+    from .lineage.journal import list_runs
+
+    click.echo(_runs_text(list_runs(journal)))
+
+
+def _declare(file: str, params: Sequence[str], outputs: Sequence[str]) -> tuple[Pipeline, dict[str, Dataset]]:
+    from .pipeline_file import load_pipeline, split_reference
+
+    _state().file = str(split_reference(file)[0].resolve())
+    pipeline = load_pipeline(file)
+    datasets = pipeline.bind(_parameters(params))
+    for name in outputs:
+        if name not in datasets:
+            raise errors.ParameterError(
+                f"pipeline {pipeline.name} has no output {name!r}. {errors.did_you_mean(name, datasets)}"
+            )
+    return pipeline, {name: datasets[name] for name in outputs or datasets}
+
+
+def _parameters(params: Sequence[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for text in params:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise click.UsageError(f"--param {text!r}: write it as --param name=value.")
+        if name.strip() in values:
+            raise click.UsageError(f"--param {name.strip()} is given twice.")
+        values[name.strip()] = value
+    return values
+
+
+def _run(
+    name: str,
+    datasets: Mapping[str, Dataset],
+    address: str | None,
+    workers: int,
+    report_json: str | None,
+    quiet: bool,
+) -> None:
+    from .session import Session
+
+    _state().running = True
+    with (
+        Session(address, workers=workers, progress=not quiet) as session,
+        session.run(datasets, name=name) as result,
+    ):
+        report = result.report.to_dict()
+        if report_json:
+            Path(report_json).parent.mkdir(parents=True, exist_ok=True)
+            Path(report_json).write_text(json.dumps(report, indent=2) + "\n")
+        for output in datasets:
+            click.echo(f"\n{_output_text(output, result, report)}")
+
+
+def _output_text(name: str, result: RunResult, report: Mapping[str, Any]) -> str:
+    from .runtime.display import bytes_text, table_text
+
+    figures = report["outputs"][name]
+    closing = f"{figures['rows']:,} rows, {bytes_text(figures['bytes'])}, digest {figures['digest']}"
+    return f"{name}\n{table_text(result.head(name, SHOWN_ROWS))}\n{closing}"
+
+
+def _runs_text(runs: Sequence[Any]) -> str:
+    return "\n".join(str(run) for run in runs) or "No runs yet."
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code; errors are told on standard error.
+
+    Args:
+        arguments: what follows the program's name.
+
+    Returns:
+        0 it worked, 1 a run failed, 2 wrong usage or input, 130 interrupted.
+    """
+    state = _State()
+    try:
+        return cli.main(list(arguments), prog_name="headwater", standalone_mode=False, obj=state) or OK
+    except click.exceptions.Exit as exit:
+        return exit.exit_code
+    except click.ClickException as error:
+        error.show()
+        return USAGE
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted; nothing half-written is left.", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _broken_pipe()
+    except errors.HeadwaterError as error:
+        _tell(error, state)
+        return FAILED if state.running and not isinstance(error, _INPUT_ERRORS) else USAGE
+    except Exception as error:
+        _tell(error, state)
+        return FAILED if state.running else USAGE
+
+
+def _tell(error: Exception, state: _State) -> None:
+    if state.debug:
+        traceback.print_exception(error)
+        return
+    known = isinstance(error, errors.HeadwaterError)
+    text = str(error) if known else f"{type(error).__name__}: {error}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == state.file]
+    where = (
+        f"\n  at {os.path.relpath(frames[-1].filename)}:{frames[-1].lineno}: {frames[-1].line}"
+        if frames
+        else ""
+    )
+    more = "" if known or where else " (--debug shows where)"
+    click.echo(f"Error: {text}{more}{where}", err=True)
+
+
+def _broken_pipe() -> int:
+    """Whoever read our output has gone, as ``head`` does; keep Python from complaining when it flushes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return OK
+
+
+def main() -> None:
+    """The ``headwater`` command."""
+    sys.exit(execute(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Groups: rows with equal key values get one number, in order of first appearance.
+
+Null is a value like any other, all NaN are one value, and -0.0 equals 0.0. Nested values are equal if
+their parts are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .morsels import contiguous
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which group each row is in.
+
+    Attributes:
+        codes: the group of each row; shape (rows,), int64, numbered by first appearance.
+        count: how many groups. A group without rows is legal: a global aggregation of nothing.
+    """
+
+    codes: np.ndarray
+    count: int
+
+    @cached_property
+    def first_rows(self) -> np.ndarray:
+        """The first row of each group, -1 for one without rows; shape (count,), int64."""
+        rows = np.full(self.count, -1, dtype=np.int64)
+        rows[self.codes[::-1]] = np.arange(len(self.codes) - 1, -1, -1)
+        return rows
+
+    @cached_property
+    def last_rows(self) -> np.ndarray:
+        """The last row of each group, -1 for one without rows; shape (count,), int64."""
+        rows = np.full(self.count, -1, dtype=np.int64)
+        rows[self.codes] = np.arange(len(self.codes))
+        return rows
+
+
+def group(columns: Sequence[pa.ChunkedArray | pa.Array], rows: int) -> Groups:
+    """Number the groups of equal rows.
+
+    Args:
+        columns: the keys, each of ``rows`` values; none puts all rows in one group.
+        rows: how many rows.
+
+    Returns:
+        The groups; none for no rows.
+
+    Example:
+        >>> group([pa.array(["b", "a", "b", None])], 4).codes.tolist()
+        [0, 1, 0, 2]
+    """
+    if not columns or not rows:
+        return Groups(np.zeros(rows, dtype=np.int64), min(rows, 1))
+    codes, count = encode(contiguous(columns[0]))
+    for column in columns[1:]:
+        more, size = encode(contiguous(column))
+        codes, count = encode(pa.array(codes * size + more))
+    return Groups(codes, count)
+
+
+def encode(array: pa.Array) -> tuple[np.ndarray, int]:
+    """Replace values by their number in order of first appearance.
+
+    Args:
+        array: values of any type.
+
+    Returns:
+        The numbers, shape (rows,), int64, and how many distinct values there are.
+    """
+    type = array.type
+    if pa.types.is_struct(type):
+        flags = array.is_valid()
+        return _pair(group([flags, *array.flatten()], len(array)))
+    if _is_listlike(type):
+        array = _list_bytes(array)
+    elif pa.types.is_null(type):
+        return np.zeros(len(array), dtype=np.int64), min(len(array), 1)
+    elif pa.types.is_interval(type):
+        array = pa.array([repr(value) for value in array.to_pylist()])
+    encoded = pc.dictionary_encode(comparable(array), null_encoding="encode")
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), len(encoded.dictionary)
+
+
+def comparable(array: pa.Array) -> pa.Array:
+    """Bring floats to one representation of each value: no -0.0, one NaN; half floats become single."""
+    if not pa.types.is_floating(array.type):
+        return array
+    if pa.types.is_float16(array.type):
+        array = array.cast(pa.float32())
+    mask = null_mask(array)
+    values = array.to_numpy(zero_copy_only=False) + array.type.to_pandas_dtype()(0)
+    values[np.isnan(values)] = np.nan
+    return pa.array(values, type=array.type, mask=mask)
+
+
+def null_mask(array: pa.Array) -> np.ndarray | None:
+    """Return which values are null, shape (rows,), bool; None if none is."""
+    return array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
+
+
+def _pair(groups: Groups) -> tuple[np.ndarray, int]:
+    return groups.codes, groups.count
+
+
+def _is_listlike(type: pa.DataType) -> bool:
+    return pa.types.is_list(type) or pa.types.is_fixed_size_list(type) or pa.types.is_map(type)
+
+
+def _list_bytes(array: pa.Array) -> pa.Array:
+    """Turn each list into a binary value: its elements' codes, eight bytes each."""
+    lengths = pc.list_value_length(_as_list(array)).fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]) * 8
+    codes, _ = encode(pc.list_flatten(_as_list(array)))
+    raw = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(array), [None, pa.py_buffer(offsets), pa.py_buffer(codes)]
+    )
+    return pc.if_else(array.is_valid(), raw, pa.scalar(None, pa.large_binary())) if array.null_count else raw
+
+
+def _as_list(array: pa.Array) -> pa.Array:
+    if not pa.types.is_map(array.type):
+        return array
+    entry = pa.struct([("key", array.type.key_type), ("value", array.type.item_type)])
+    return array.cast(pa.list_(entry))

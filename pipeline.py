@@ -1,0 +1,662 @@
+"""Dataset: the lazy, immutable handle a pipeline is declared with; GroupedDataset is its group_by.
+
+A handle holds a logical node and nothing else. Every method checks its arguments against the schema
+and returns a new handle; `compute`, `to_pandas`, `iter_batches` and their like run the plan on a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+
+from .errors import ParameterError, SchemaMismatchError, TypeMismatchError, column_not_found
+from .lowering import lower_aggregations, lower_keys, named_expressions
+from .ops.distinct import Distinct
+from .ops.expressions import Expr, col, hash_unit, lit
+from .ops.filter import Filter
+from .ops.join import Join
+from .ops.limit import Limit
+from .ops.map_batches import MapBatches, check_picklable, infer_output
+from .ops.node import Node, plan_text
+from .ops.project import Project
+from .ops.repartition import Repartition
+from .ops.sample import Sample
+from .ops.schema import canonical_schema
+from .ops.sink import Sink
+from .ops.sort import Sort, SortKey
+from .ops.union import Union
+from .ops.write import Write
+from .session import Session, current_session
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .session import RunResult
+
+Name = str | Expr
+
+
+class Dataset:
+    """A lazy, immutable, ordered collection of rows with an Arrow schema.
+
+    Made by the ``read_*`` and ``from_*`` functions and by its own methods; nothing runs until a result
+    is asked for.
+
+    Example:
+        >>> import headwater as hw
+        >>> rides = hw.from_arrow({"fare": [3.0, -1.0, 8.0], "zone": ["a", "a", "b"]})
+        >>> rides.filter(hw.col("fare") > 0).columns
+        ['fare', 'zone']
+    """
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Node):
+        self.node = node
+
+    # -- what it is --------------------------------------------------------------------------------
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of the rows."""
+        return self.node.schema
+
+    @property
+    def columns(self) -> list[str]:
+        """The column names, in order."""
+        return list(self.schema.names)
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{field.name}: {field.type}" for field in self.schema)
+        return f"Dataset[{fields}]\n{plan_text(self.node)}"
+
+    def _then(self, node: type[Node], *arguments: Any, **options: Any) -> Dataset:
+        return Dataset(node(self._readable(), *arguments, **options))  # type: ignore[call-arg]
+
+    def _readable(self) -> Node:
+        if isinstance(self.node, Write):
+            raise ParameterError(
+                f"a written dataset ({self.node.describe()}) is the end of a pipeline. Go on from the dataset "
+                "before write_...(), or read the files back."
+            )
+        return self.node
+
+    # -- rows to rows ------------------------------------------------------------------------------
+
+    def select(self, *columns: Name, **named: Any) -> Dataset:
+        """Keep or compute columns, in the order given.
+
+        Args:
+            columns: column names or expressions; an expression takes its ``alias`` or leftmost column's name.
+            named: expressions by output name; they come after ``columns``.
+
+        Returns:
+            A dataset with these columns only.
+
+        Raises:
+            ColumnNotFoundError: an unknown column, with near matches.
+            TypeMismatchError: an expression that its columns' types don't allow.
+
+        Example:
+            >>> import headwater as hw
+            >>> hw.range(3).select("id", double=hw.col("id") * 2).columns
+            ['id', 'double']
+        """
+        return self._then(Project, named_expressions(columns, named, "select"))
+
+    def with_columns(self, *columns: Expr, **named: Any) -> Dataset:
+        """Add columns, or replace those of the same name, keeping all others.
+
+        Args:
+            columns: expressions, named by ``alias`` or their leftmost column.
+            named: expressions or constants by output name.
+
+        Returns:
+            A dataset with the replaced columns in place and the new ones last. All expressions see
+            the columns as they were before.
+
+        Raises:
+            ColumnNotFoundError, TypeMismatchError: as `select`.
+
+        Example:
+            >>> import headwater as hw
+            >>> hw.range(3).with_columns(even=hw.col("id") % 2 == 0).columns
+            ['id', 'even']
+        """
+        new = dict(named_expressions(columns, named, "with_columns"))
+        kept = [(name, new.pop(name, None) or col(name)) for name in self.columns]
+        return self._then(Project, (*kept, *new.items()))
+
+    def rename(self, names: Mapping[str, str] | None = None, **named: str) -> Dataset:
+        """Rename columns.
+
+        Args:
+            names: old name to new name.
+            named: the same, by keyword.
+
+        Returns:
+            A dataset with the same columns in the same order.
+
+        Raises:
+            ColumnNotFoundError: an old name that isn't there.
+            ParameterError: two columns would share a name.
+        """
+        mapping = {**(names or {}), **named}
+        self._require(mapping, "rename")
+        return self._then(Project, tuple((mapping.get(name, name), col(name)) for name in self.columns))
+
+    def drop(self, *columns: str) -> Dataset:
+        """Leave columns out.
+
+        Args:
+            columns: names of columns that are there.
+
+        Raises:
+            ColumnNotFoundError: a name that isn't there.
+        """
+        self._require(columns, "drop")
+        return self._then(Project, tuple((name, col(name)) for name in self.columns if name not in columns))
+
+    def filter(self, *predicates: Expr) -> Dataset:
+        """Keep the rows for which every predicate is true; null counts as false.
+
+        Args:
+            predicates: boolean expressions.
+
+        Raises:
+            ColumnNotFoundError: an unknown column.
+            TypeMismatchError: a predicate that isn't boolean.
+
+        Example:
+            >>> import headwater as hw
+            >>> hw.range(10).filter(hw.col("id") > 7).compute(hw.Session("inline")).to_pydict()
+            {'id': [8, 9]}
+        """
+        if not predicates:
+            raise ParameterError("filter() needs a predicate, as filter(col('x') > 0).")
+        for predicate in predicates:
+            if not isinstance(predicate, Expr):
+                raise TypeMismatchError(
+                    f"filter({predicate!r}) takes expressions, not {type(predicate).__name__}. "
+                    "Write filter(col('x') > 0); a plain name has to be wrapped in col(...)."
+                )
+        predicate = predicates[0]
+        for other in predicates[1:]:
+            predicate = predicate & other
+        return self._then(Filter, predicate)
+
+    def drop_nulls(self, *columns: str) -> Dataset:
+        """Keep the rows that have no null in these columns; NaN is a value, not a null.
+
+        Args:
+            columns: where to look; all columns if none is given.
+        """
+        self._require(columns, "drop_nulls")
+        names = columns or tuple(self.columns)
+        return self.filter(*(col(name).is_not_null() for name in names))
+
+    def fill_null(self, value: Any) -> Dataset:
+        """Replace nulls.
+
+        Args:
+            value: one value for every column of a fitting kind (numbers for numeric columns, text for
+                strings, …), or a dict of column name to value.
+
+        Raises:
+            ColumnNotFoundError: a dict names an unknown column.
+            TypeMismatchError: a dict's value doesn't fit its column.
+            ParameterError: no column can take the value.
+        """
+        if isinstance(value, Mapping):
+            self._require(value, "fill_null")
+            return self.with_columns(**{name: col(name).fill_null(v) for name, v in value.items()})
+        fits = {f.name: col(f.name).fill_null(value) for f in self.schema if _takes(f.type, value)}
+        if not fits:
+            raise ParameterError(
+                f"fill_null({value!r}): no column takes a {type(value).__name__}; the columns are "
+                f"{', '.join(f'{f.name}: {f.type}' for f in self.schema)}."
+            )
+        return self.with_columns(**fits)
+
+    def limit(self, count: int) -> Dataset:
+        """Keep the first ``count`` rows, in the dataset's order."""
+        return self._then(Limit, count)
+
+    def union(self, *others: Dataset) -> Dataset:
+        """Append the rows of other datasets with the same columns and types; duplicates stay.
+
+        Raises:
+            SchemaMismatchError: names, types or the order of columns differ.
+        """
+        for other in others:
+            if not isinstance(other, Dataset):
+                raise TypeMismatchError(f"union() takes datasets, not {type(other).__name__}.")
+        return Dataset(Union((self._readable(), *(other._readable() for other in others))))
+
+    def distinct(self, *columns: str) -> Dataset:
+        """Keep the first row for each combination of values.
+
+        Args:
+            columns: what must differ; all columns if none is given.
+        """
+        return self._then(Distinct, columns or None)
+
+    def sample(self, fraction: float, *, seed: int = 0) -> Dataset:
+        """Keep each row with a probability; the same rows on every run.
+
+        Args:
+            fraction: probability, 0 to 1.
+            seed: another seed draws other rows.
+        """
+        node = self._readable()
+        return Dataset(Sample(node, 0.0, float(fraction), seed, node.key))
+
+    def split(self, *fractions: float, by: str | Sequence[str] | None = None, seed: int = 0) -> tuple[Dataset, ...]:
+        """Split the rows at random into disjoint datasets, as for training and test.
+
+        Args:
+            fractions: their shares, summing to at most 1.
+            by: columns whose values decide: rows with equal values stay together, and a row keeps its
+                side whatever else the data holds. None draws for each row.
+            seed: another seed splits otherwise.
+
+        Returns:
+            A dataset for each fraction.
+
+        Raises:
+            ParameterError: fractions that are negative or sum to more than 1.
+
+        Example:
+            >>> import headwater as hw
+            >>> train, test = hw.range(100).split(0.8, 0.2, by="id", seed=7)
+            >>> session = hw.Session("inline")
+            >>> train.count(session) + test.count(session)
+            100
+        """
+        if not fractions or min(fractions) < 0 or sum(fractions) > 1 + 1e-9:
+            raise ParameterError(
+                f"split{fractions}: give fractions of at least 0 that sum to at most 1, as split(0.8, 0.2)."
+            )
+        bounds = [0.0]
+        for fraction in fractions:
+            bounds.append(min(1.0, bounds[-1] + fraction))
+        if abs(sum(fractions) - 1) < 1e-9:
+            bounds[-1] = 1.0
+        ranges = list(zip(bounds, bounds[1:]))
+        node = self._readable()
+        if by is None:
+            return tuple(Dataset(Sample(node, low, high, seed, node.key)) for low, high in ranges)
+        names = (by,) if isinstance(by, str) else tuple(by)
+        self._require(names, "split")
+        draw = hash_unit(*(col(name) for name in names), seed=seed)
+        return tuple(self.filter((draw >= lit(low)) & (draw < lit(high))) for low, high in ranges)
+
+    def map_batches(
+        self,
+        function: Callable[[Any], Any],
+        *,
+        schema: pa.Schema | Mapping[str, pa.DataType] | None = None,
+        format: Literal["numpy", "arrow"] = "numpy",
+        batch_rows: int | None = None,
+        same_length: bool = False,
+        deterministic: bool = True,
+    ) -> Dataset:
+        """Apply a function to batches of rows.
+
+        Args:
+            function: takes a dict of column name to array (NumPy; CuPy on a GPU worker), each of shape
+                (rows,), or an Arrow table, and returns the same kind. It must not keep state between calls.
+            schema: output schema; None runs the function once, now, on an empty batch to learn it.
+            format: "numpy" or "arrow".
+            batch_rows: most rows in a batch; None takes about a hundred thousand.
+            same_length: require as many rows out as in.
+            deterministic: say False if equal input may give other output.
+
+        Raises:
+            SerializationError: the function can't be sent to workers.
+            UserFunctionError: it fails on an empty batch and no schema is given; or, at run time, it
+                raises or returns something that doesn't fit the schema.
+
+        Example:
+            >>> import headwater as hw
+            >>> squares = hw.range(4).map_batches(lambda batch: {"square": batch["id"] ** 2})
+            >>> squares.compute(hw.Session("inline")).to_pydict()
+            {'square': [0, 1, 4, 9]}
+        """
+        if not callable(function):
+            raise TypeMismatchError(f"map_batches() takes a function, not {type(function).__name__}.")
+        if format not in ("numpy", "arrow"):
+            raise ParameterError(f"map_batches(format={format!r}): write 'numpy' or 'arrow'.")
+        check_picklable(function)
+        if schema is None:
+            output = infer_output(function, self.schema, format, same_length)
+        else:
+            output = canonical_schema(schema if isinstance(schema, pa.Schema) else pa.schema(list(schema.items())))
+        return self._then(MapBatches, function, output, format, batch_rows, same_length, deterministic)
+
+    # -- rows together -----------------------------------------------------------------------------
+
+    def group_by(self, *keys: Name, **named: Expr) -> GroupedDataset:
+        """Group rows with equal keys; null is a key like any other.
+
+        Args:
+            keys: column names or expressions.
+            named: expressions by output name.
+
+        Example:
+            >>> import headwater as hw
+            >>> by_parity = hw.range(10).group_by(odd=hw.col("id") % 2).agg(total=hw.sum("id"))
+            >>> by_parity.sort("odd").compute(hw.Session("inline")).to_pydict()
+            {'odd': [0, 1], 'total': [20, 25]}
+        """
+        exprs = named_expressions(keys, named, "group_by")
+        if not exprs:
+            raise ParameterError("group_by() needs a key; for one row over everything write ds.agg(...).")
+        Project(self._readable(), exprs)  # checks names and types here, where the user wrote them
+        return GroupedDataset(self, exprs)
+
+    def agg(self, *aggregations: Expr, **named: Expr) -> Dataset:
+        """Aggregate all rows to one.
+
+        Args:
+            aggregations: as ``col("x").sum()``; takes its column's name unless aliased.
+            named: the same by output name; arithmetic on aggregations is allowed.
+
+        Returns:
+            A dataset of one row, also over no rows.
+
+        Example:
+            >>> import headwater as hw
+            >>> hw.range(5).agg(hw.count().alias("rows"), mean=hw.mean("id")).columns
+            ['rows', 'mean']
+        """
+        return Dataset(lower_aggregations(self._readable(), (), named_expressions(aggregations, named, "agg")))
+
+    def join(
+        self,
+        other: Dataset,
+        on: str | Sequence[str] | None = None,
+        *,
+        left_on: str | Sequence[str] | None = None,
+        right_on: str | Sequence[str] | None = None,
+        how: Literal["inner", "left", "semi", "anti"] = "inner",
+        suffix: str = "_right",
+        strategy: Literal["auto", "broadcast", "shuffle"] = "auto",
+    ) -> Dataset:
+        """Match rows with those of another dataset on equal keys; null matches nothing.
+
+        Args:
+            other: the right side.
+            on: key columns that both sides have.
+            left_on, right_on: key columns where the names differ, pairwise.
+            how: "inner", "left", "semi" (rows with a match) or "anti" (rows without).
+            suffix: for right columns whose name the left side has.
+            strategy: "broadcast" or "shuffle" overrules the planner.
+
+        Returns:
+            The left columns, then the right ones without its keys. Integer keys of different widths
+            are widened to the larger.
+
+        Raises:
+            ColumnNotFoundError, TypeMismatchError, ParameterError: keys that aren't there or don't fit.
+        """
+        if not isinstance(other, Dataset):
+            raise TypeMismatchError(f"join() takes a dataset, not {type(other).__name__}.")
+        if (on is None) == (left_on is None and right_on is None):
+            raise ParameterError("join() takes either on=..., or both left_on=... and right_on=....")
+        if on is None and (left_on is None or right_on is None):
+            raise ParameterError("join(): left_on and right_on go together.")
+        left_keys = _names(left_on if on is None else on)
+        right_keys = _names(right_on if on is None else on)
+        left, right = _widen_keys(self, other, left_keys, right_keys)
+        return Dataset(Join(left, right, left_keys, right_keys, how, suffix, strategy))
+
+    def sort(
+        self,
+        *keys: Name,
+        descending: bool | Sequence[bool] = False,
+        nulls_first: bool | Sequence[bool] = False,
+    ) -> Dataset:
+        """Order all rows by keys; rows with equal keys keep their order.
+
+        Args:
+            keys: column names or expressions, most significant first.
+            descending: one direction for all keys, or one each.
+            nulls_first: where nulls go, for all keys or each. NaN counts as the greatest number.
+        """
+        if not keys:
+            raise ParameterError("sort() needs a key, as sort('fare', descending=True).")
+        node, names = lower_keys(self._readable(), keys)
+        down = _each(descending, len(names), "descending")
+        first = _each(nulls_first, len(names), "nulls_first")
+        ordered = Sort(node, tuple(SortKey(*key) for key in zip(names, down, first)))
+        if node is self.node:
+            return Dataset(ordered)
+        return Dataset(Project(ordered, tuple((name, col(name)) for name in self.columns)))
+
+    def repartition(
+        self,
+        count: int | None = None,
+        *,
+        by: str | Sequence[str] | None = None,
+        kind: Literal["hash", "range"] = "hash",
+    ) -> Dataset:
+        """Spread the rows over other partitions.
+
+        Args:
+            count: how many; None lets the planner choose from the size.
+            by: columns that decide; None spreads evenly, row by row (a count of 1 keeps the order).
+            kind: "hash" brings equal values together, "range" puts lower values in lower partitions.
+        """
+        if by is None:
+            return self._then(Repartition, "count", count)
+        names = _names(by)
+        if kind == "range":
+            return self._then(Repartition, "range", count, (), tuple(SortKey(name) for name in names))
+        if kind != "hash":
+            raise ParameterError(f"repartition(kind={kind!r}): write 'hash' or 'range'.")
+        return self._then(Repartition, "hash", count, names)
+
+    # -- sinks -------------------------------------------------------------------------------------
+
+    def write_parquet(self, path: str, *, partition_by: str | Sequence[str] = (), **options: Any) -> Dataset:
+        """Write Parquet files: a folder, or one file where ``path`` ends in ``.parquet``.
+
+        Nothing is visible at the destination before everything is; a rerun leaves no duplicates.
+
+        Args:
+            path: a local path or any fsspec URL.
+            partition_by: columns that become ``name=value`` folders.
+            options: of `headwater.datasets.ParquetSink`, as ``if_exists="overwrite"``, ``compression``.
+
+        Returns:
+            A handle to `run`, or to give to a session with others. Its rows list the files.
+
+        Raises:
+            SinkExistsError: the destination holds data.
+        """
+        from .datasets import ParquetSink
+
+        return self._write(ParquetSink(path, partition_by=_names(partition_by), **options))
+
+    def write_csv(self, path: str, **options: Any) -> Dataset:
+        """Write CSV files with a header: a folder, or one file where ``path`` ends in ``.csv``."""
+        from .datasets import CsvSink
+
+        return self._write(CsvSink(path, **options))
+
+    def write_json(self, path: str, **options: Any) -> Dataset:
+        """Write JSON lines: a folder, or one file where ``path`` ends in ``.json`` or ``.jsonl``."""
+        from .datasets import JsonSink
+
+        return self._write(JsonSink(path, **options))
+
+    def write_arrow(self, path: str, **options: Any) -> Dataset:
+        """Write Arrow IPC files: a folder, or one file where ``path`` ends in ``.arrow``."""
+        from .datasets import ArrowSink
+
+        return self._write(ArrowSink(path, **options))
+
+    def _write(self, sink: Sink) -> Dataset:
+        return self._then(Write, sink)
+
+    # -- results -----------------------------------------------------------------------------------
+
+    def run(self, session: Session | None = None) -> RunResult:
+        """Run the plan and return its result handle, with rows, digest and report; fetch nothing yet."""
+        return (session or current_session()).run({"result": self.node})
+
+    def compute(self, session: Session | None = None) -> pa.Table:
+        """Run the plan and fetch all rows.
+
+        Args:
+            session: where; None takes the innermost ``with Session()``, or starts a local cluster that
+                lasts until the process ends.
+
+        Returns:
+            A table with this dataset's schema, in its order.
+        """
+        with self.run(session) as result:
+            return result.table("result")
+
+    def to_pandas(self, session: Session | None = None) -> pd.DataFrame:
+        """Run the plan and fetch all rows as a pandas DataFrame."""
+        return self.compute(session).to_pandas()
+
+    def to_numpy(self, session: Session | None = None) -> dict[str, Any]:
+        """Run the plan and fetch each column as a NumPy array of shape (rows,); nulls become NaN or None."""
+        table = self.compute(session)
+        return {name: table.column(name).to_numpy() for name in table.schema.names}
+
+    def iter_batches(
+        self, batch_rows: int | None = None, session: Session | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Run the plan and yield batches in order as partitions finish, holding one partition at a time.
+
+        Args:
+            batch_rows: exact number of rows in each batch but the last; None yields them as they come.
+            session: as in `compute`.
+        """
+        from .ops.kernel import rechunk
+
+        stream = (session or current_session()).stream(self.node)
+        for table in stream if batch_rows is None else rechunk(stream, batch_rows):
+            yield from table.combine_chunks().to_batches()
+
+    def head(self, count: int = 5, session: Session | None = None) -> pa.Table:
+        """Run just enough to return the first rows, as a table."""
+        return self.limit(count).compute(session)
+
+    def count(self, session: Session | None = None) -> int:
+        """Run the plan and return the number of rows."""
+        from .ops.expressions import count
+
+        return self.agg(rows=count()).compute(session).column("rows")[0].as_py()
+
+    def show(self, count: int = 10, session: Session | None = None) -> None:
+        """Print the first rows as a text table."""
+        from .runtime.display import table_text
+
+        print(table_text(self.head(count, session)))
+
+    def explain(self, session: Session | None = None) -> str:
+        """Return the logical, optimized and physical plans with sizes, exchanges and rules, as text."""
+        from .session import explain
+
+        return explain({"result": self.node}, session.options if session else None)
+
+    def _require(self, names: Iterable[str], where: str) -> None:
+        for name in names:
+            if name not in self.schema.names:
+                raise column_not_found(name, self.schema.names, where)
+
+    def _fit(self, chain: Any) -> Any:
+        """Fit a preparation chain on these rows (see `headwater.preparation`)."""
+        from .preparation import fit
+
+        return fit(chain, self)
+
+
+class GroupedDataset:
+    """Rows grouped by keys; `agg` gives one row for each group."""
+
+    def __init__(self, dataset: Dataset, keys: tuple[tuple[str, Expr], ...]):
+        self._dataset = dataset
+        self._keys = keys
+
+    def agg(self, *aggregations: Expr, **named: Expr) -> Dataset:
+        """Aggregate each group to one row.
+
+        Args:
+            aggregations: as ``col("x").sum()``; takes its column's name unless aliased.
+            named: the same by output name; arithmetic on aggregations is allowed.
+
+        Returns:
+            A dataset with the keys, then the aggregations. Order is defined but not sorted.
+
+        Raises:
+            TypeMismatchError: a column whose type has no such aggregation.
+        """
+        exprs = named_expressions(aggregations, named, "agg")
+        return Dataset(lower_aggregations(self._dataset._readable(), self._keys, exprs))
+
+    def __repr__(self) -> str:
+        return f"GroupedDataset by {[name for name, _ in self._keys]} of {self._dataset!r}"
+
+
+def _names(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def _each(value: bool | Sequence[bool], count: int, option: str) -> tuple[bool, ...]:
+    if isinstance(value, bool):
+        return (value,) * count
+    if len(value) != count:
+        raise ParameterError(f"sort({option}={list(value)}): give one bool, or one for each of {count} keys.")
+    return tuple(value)
+
+
+def _takes(type: pa.DataType, value: Any) -> bool:
+    if isinstance(value, bool):
+        return pa.types.is_boolean(type)
+    if isinstance(value, int):
+        return pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_decimal(type)
+    if isinstance(value, float):
+        return pa.types.is_floating(type)
+    return pa.scalar(value).type == type
+
+
+def _widen_keys(
+    left: Dataset, right: Dataset, left_on: Sequence[str], right_on: Sequence[str]
+) -> tuple[Node, Node]:
+    if len(left_on) != len(right_on):
+        return left._readable(), right._readable()  # Join says what is wrong
+    left._require(left_on, "join, left side")
+    right._require(right_on, "join, right side")
+    sides = [{}, {}]  # type: list[dict[str, Expr]]
+    for a, b in zip(left_on, right_on):
+        s, t = left.schema.field(a).type, right.schema.field(b).type
+        if s != t and pa.types.is_integer(s) and pa.types.is_integer(t):
+            common = _common_integer(s, t)
+            if common is None:
+                raise SchemaMismatchError(
+                    f"join: no integer type holds both {a!r} ({s}) and {b!r} ({t}). Cast one of them first."
+                )
+            for side, name, type in ((0, a, s), (1, b, t)):
+                if type != common:
+                    sides[side][name] = col(name).cast(common)
+    return tuple(  # type: ignore[return-value]
+        (data.with_columns(**casts) if casts else data)._readable() for data, casts in zip((left, right), sides)
+    )
+
+
+def _common_integer(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    signed_a, signed_b = pa.types.is_signed_integer(a), pa.types.is_signed_integer(b)
+    if signed_a == signed_b:
+        return a if a.bit_width >= b.bit_width else b
+    unsigned, signed = (b, a) if signed_a else (a, b)
+    if unsigned.bit_width >= 64:
+        return None
+    return max((signed, {8: pa.int16(), 16: pa.int32(), 32: pa.int64()}[unsigned.bit_width]), key=lambda t: t.bit_width)

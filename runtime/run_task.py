@@ -1,0 +1,274 @@
+"""run_task: compute the partitions of one task, from splits and blocks to blocks or staged files."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+
+from ..errors import HeadwaterError, PlanError
+from ..lineage.fingerprint import Fingerprint
+from ..ops.kernel import Broadcast, Context, Stream
+from ..ops.partitioner import KeySampler
+from ..ops.source import Split, read_exactly
+from ..planner.plan import BroadcastLeaf, Leaf, Operator, ScanLeaf, ShuffleLeaf, Step, UnionStep
+from .broadcast import BroadcastCache
+from .exchange import write_block
+from .fetch import Fetcher, Inputs
+from .node_store import NodeStore
+from .recut import recut
+from .task import (
+    Block,
+    CancelledTask,
+    Metrics,
+    PartitionInput,
+    PartitionResult,
+    Segment,
+    StageProgram,
+    Task,
+    TaskResult,
+)
+
+
+def run_task(
+    task: Task,
+    program: StageProgram,
+    store: NodeStore,
+    fetcher: Fetcher,
+    worker_name: str,
+    cancelled: threading.Event | None = None,
+    broadcasts: BroadcastCache | None = None,
+) -> TaskResult:
+    """Run one attempt at a task.
+
+    Args:
+        task: what to compute, and where its inputs lie.
+        program: the stage's.
+        store: the node's scratch folder.
+        fetcher: reads blocks.
+        worker_name: for the result.
+        cancelled: looked at for each table; once set, the task stops.
+        broadcasts: shared with the other tasks of the process.
+
+    Returns:
+        The blocks or staged files, and what it took.
+
+    Raises:
+        FetchFailedError: an input is lost.
+        CancelledTask: the flag was set.
+        DiskFullError: the scratch folder is full.
+        HeadwaterError: what a kernel, source or sink raised on purpose. Other exceptions come with a
+            note that tells the stage and partition.
+    """
+    attempt = _Attempt(task, program, store, fetcher, cancelled, broadcasts)
+    started = time.perf_counter()
+    partitions = attempt.run()
+    metrics = Metrics(seconds=time.perf_counter() - started, **attempt.counts)
+    return TaskResult(task.stage, task.id, task.attempt, store.node, worker_name, partitions, metrics)
+
+
+class _Attempt:
+    def __init__(
+        self,
+        task: Task,
+        program: StageProgram,
+        store: NodeStore,
+        fetcher: Fetcher,
+        cancelled: threading.Event | None,
+        broadcasts: BroadcastCache | None,
+    ):
+        self.task, self.program, self.store, self.fetcher = task, program, store, fetcher
+        self.cancelled = cancelled or threading.Event()
+        self.broadcasts = broadcasts or BroadcastCache()
+        self.counts: Counter[str] = Counter()
+        #: a task's memory, shared by what holds rows at the same time
+        self.kernel_bytes = task.memory_bytes // 2
+        self.input_bytes = self.exchange_bytes = task.memory_bytes // 4
+        self.spill_folder = Path()
+        self.inputs: Inputs | None = None
+
+    def run(self) -> tuple[PartitionResult, ...]:
+        task, done = self.task, []
+        self.store.open_run(task.run, self.program.owner)
+        try:
+            with (
+                self.store.spill_folder(task.run, task.name) as self.spill_folder,
+                self._open(_segments(task)) as self.inputs,
+            ):
+                for given in task.partitions:
+                    done.append(self._partition(given))
+        except BaseException:
+            with suppress(OSError):
+                self.store.delete_blocks(result.block.path for result in done if result.block)
+            raise
+        return tuple(done)
+
+    def _partition(self, given: PartitionInput) -> PartitionResult:
+        try:
+            with self.store.space.full_disk_explained():
+                return self._compute(given)
+        except HeadwaterError:
+            raise
+        except Exception as error:
+            error.add_note(
+                f"in partition {given.index} of stage {self.task.stage} ({self.program.label}), "
+                f"task {self.task.name} of run {self.task.run}"
+            )
+            raise
+
+    def _compute(self, given: PartitionInput) -> PartitionResult:
+        program, index = self.program, given.index
+        tap = _Tap(program, index)
+        stream = self._watched(self._evaluate(program.operator, given, index))
+        rows = tap.passing(stream)  # type: ignore[arg-type]
+        block, files = None, ()
+        if program.sink is None:
+            block = self._write(rows, index, tap)
+            self.counts["bytes_out"] += block.bytes
+        else:
+            staged = program.sink.stage(self.task.run, index, self.task.attempt, rows, program.schema)
+            files = tuple(staged)
+            self.counts["bytes_out"] += sum(file.bytes for file in files)
+        self.counts["rows_out"] += tap.digest.rows
+        sample = tap.sampler.result() if tap.sampler else None
+        return PartitionResult(index, tap.digest.rows, tap.digest.hexdigest(), block, files, sample)
+
+    def _write(self, rows: Stream, index: int, tap: _Tap) -> Block:
+        task, exchange = self.task, self.program.exchange
+        with self.store.create_block(task.run, task.stage, index, task.attempt, task.quota_bytes) as file:
+            written = write_block(
+                file,
+                rows,
+                self.program.schema,
+                exchange.partitioner if exchange else None,
+                index,
+                self.exchange_bytes,
+                lambda: self.store.create_spill(self.spill_folder, task.quota_bytes),
+            )
+            self._check_cancelled()
+            size = file.publish()
+        self.counts["spilled_bytes"] += written.spilled_bytes
+        return Block(
+            task.stage,
+            index,
+            task.attempt,
+            self.store.node,
+            file.path,
+            written.offsets,
+            written.rows,
+            size,
+            tap.digest.hexdigest(),
+        )
+
+    def _evaluate(self, operator: Operator, given: PartitionInput, partition: int) -> Stream | Broadcast:
+        """Evaluate an operator tree; in a branch of a union, the partition counts from the branch's start."""
+        if isinstance(operator, UnionStep):
+            branch, local = operator.locate(partition)
+            return self._evaluate(branch, given, local)
+        if not isinstance(operator, Step):
+            return self._read(operator, given)
+        inputs = [self._evaluate(child, given, partition) for child in operator.inputs]
+        context = Context(partition, self.kernel_bytes, operator.kernel.label, self.spill_folder)
+        return self._metered(operator.kernel.run(inputs, context), context)
+
+    def _read(self, leaf: Leaf, given: PartitionInput) -> Stream | Broadcast:
+        if isinstance(leaf, BroadcastLeaf):
+            return self._broadcast(leaf)
+        what = given.slots[leaf.slot]
+        if isinstance(leaf, ScanLeaf):
+            assert isinstance(what, Split)
+            stream = read_exactly(leaf.source, what, leaf.columns, leaf.predicate, leaf.limit)
+        else:
+            assert self.inputs is not None
+            stream = self.inputs.tables(what, leaf.schema)  # type: ignore[arg-type]
+            if isinstance(leaf, ShuffleLeaf):
+                stream = recut(stream, leaf.schema)
+        return self._watched(self._counted(stream))
+
+    def _broadcast(self, leaf: BroadcastLeaf) -> Broadcast:
+        segments = self.task.broadcast[leaf.slot]
+
+        def load() -> Stream:
+            with self._open(segments) as inputs:
+                yield from self._watched(self._counted(inputs.tables(segments, leaf.schema)))
+
+        size = sum(segment.length for segment in segments)
+        return self.broadcasts.get((self.task.run, leaf.stage), size, load, leaf.schema)
+
+    def _open(self, segments: tuple[Segment, ...]) -> Inputs:
+        inputs = self.fetcher.open(
+            segments,
+            self.task.nodes,
+            self.input_bytes,
+            self.spill_folder,
+            self.cancelled,
+            self.task.quota_bytes,
+        )
+        for name in ("local_bytes", "remote_bytes", "spilled_bytes"):
+            self.counts[name] += getattr(inputs, name)
+        return inputs
+
+    def _counted(self, stream: Stream) -> Stream:
+        for table in stream:
+            self.counts["rows_in"] += table.num_rows
+            self.counts["bytes_in"] += table.nbytes
+            yield table
+
+    def _metered(self, stream: Stream, context: Context) -> Stream:
+        yield from stream
+        self.counts["spilled_bytes"] += context.metrics.get("spilled_bytes", 0)
+
+    def _watched(self, stream: Stream | Broadcast) -> Stream:
+        for table in stream:  # type: ignore[union-attr]
+            self._check_cancelled()
+            yield table
+
+    def _check_cancelled(self) -> None:
+        if self.cancelled.is_set():
+            raise CancelledTask(f"task {self.task.name} of run {self.task.run} was cancelled")
+
+
+class _Tap:
+    """What is learnt of a partition's rows as they pass: their digest, and a sample of their keys."""
+
+    def __init__(self, program: StageProgram, partition: int):
+        self._program = program
+        self.digest = Fingerprint(program.schema)
+        self.sampler = KeySampler(program.sample, (program.key, partition)) if program.sample else None
+
+    def passing(self, stream: Stream) -> Stream:
+        for table in stream:
+            table = self._conforming(table)
+            self.digest.update(table)
+            if self.sampler:
+                self.sampler.update(table)
+            if table.num_rows:
+                yield table
+
+    def _conforming(self, table: pa.Table) -> pa.Table:
+        schema = self._program.schema
+        if table.schema.equals(schema, check_metadata=True):
+            return table
+        if table.schema.names != schema.names or table.schema.types != schema.types:
+            raise PlanError(
+                f"stage {self._program.stage} ({self._program.label}) promised\n{schema}\n"
+                f"and gave\n{table.schema}"
+            )
+        if not schema.names:
+            return table.replace_schema_metadata(schema.metadata)
+        return pa.Table.from_arrays(table.columns, schema=schema)
+
+
+def _segments(task: Task) -> tuple[Segment, ...]:
+    """All segments that a task's partitions read, in the order they are read."""
+    return tuple(
+        segment
+        for given in task.partitions
+        for what in given.slots.values()
+        if not isinstance(what, Split)
+        for segment in what
+    )

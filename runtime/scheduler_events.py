@@ -1,0 +1,179 @@
+"""What the scheduler is told (events), and what it asks for (instructions). Plain records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from .task import Block, StageProgram, Task, TaskResult
+
+
+class FailureKind(Enum):
+    """Why an attempt failed; decides whether another one is made."""
+
+    #: the user's code, data or disk: it would fail again, so the run fails at once
+    USER = "user"
+    #: inputs can't be read: they are made again, then the task
+    FETCH = "fetch"
+    #: the worker died or the cluster dropped the task
+    LOST = "lost"
+    #: the system refused (memory, sockets): may pass on another attempt
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class WorkerJoined:
+    """A worker process can take tasks.
+
+    Attributes:
+        address: unique for the life of the process.
+        node: id of the node whose scratch folder it shares.
+        threads: how many tasks it runs at once.
+        host: host name or address, to match the hosts of splits.
+    """
+
+    address: str
+    node: str
+    threads: int = 1
+    host: str = ""
+
+
+@dataclass(frozen=True)
+class WorkerLeft:
+    """A worker process is gone and won't come back under this address."""
+
+    address: str
+
+
+@dataclass(frozen=True)
+class TaskFinished:
+    """An attempt reports its result."""
+
+    result: TaskResult
+
+
+@dataclass(frozen=True)
+class TaskFailed:
+    """An attempt failed.
+
+    Attributes:
+        stage, id, attempt: which one.
+        worker: where it ran, or was to run.
+        kind: what to do about it.
+        error: the exception, for the report.
+        lost: (stage, partition, attempt) of each block that could not be read.
+    """
+
+    stage: int
+    id: int
+    attempt: int
+    worker: str
+    kind: FailureKind
+    error: BaseException
+    lost: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class BlocksLost:
+    """Somebody other than a task could not read these (stage, partition, attempt) blocks."""
+
+    lost: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The caller wants the partitions of an output below ``upto``, and none beyond for now."""
+
+    stage: int
+    upto: int
+
+
+@dataclass(frozen=True)
+class OutputTaken:
+    """The caller has read a partition of an output and won't ask for it again."""
+
+    stage: int
+    partition: int
+
+
+Event = WorkerJoined | WorkerLeft | TaskFinished | TaskFailed | BlocksLost | Demand | OutputTaken
+
+
+@dataclass(frozen=True)
+class Record:
+    """Write these records to the journal before anything that follows takes effect."""
+
+    records: Sequence[list[Any]]
+
+
+@dataclass(frozen=True)
+class StageReady:
+    """Tasks of this stage may follow; they all share this program."""
+
+    program: StageProgram
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Start an attempt on a worker."""
+
+    task: Task
+    worker: str
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Stop an attempt whose result can't count any more; it may be gone already."""
+
+    name: str
+    worker: str
+
+
+@dataclass(frozen=True)
+class Release:
+    """Delete these blocks: nobody will read them again."""
+
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class StageFinished:
+    """All partitions of a stage are there."""
+
+    stage: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All outputs are there."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The run can't succeed."""
+
+    error: BaseException
+
+
+Instruction = Record | StageReady | Launch | Cancel | Release | StageFinished | Finished | Failed
+
+
+@dataclass
+class RecoveryStats:
+    """What failures cost a run.
+
+    Attributes:
+        workers_lost: addresses, in the order of their loss.
+        nodes_lost: ids of nodes that lost their last worker.
+        blocks_lost: how many blocks were lost with nodes or could not be read.
+        partitions_rerun: (stage, partition) whose finished result had to be made again.
+        tasks_retried: attempts that were repeated because a worker died or an input was lost.
+    """
+
+    workers_lost: list[str] = field(default_factory=list)
+    nodes_lost: list[str] = field(default_factory=list)
+    blocks_lost: int = 0
+    partitions_rerun: list[tuple[int, int]] = field(default_factory=list)
+    tasks_retried: int = 0

@@ -1,0 +1,258 @@
+"""StageRun: how far one stage of a run has come, partition by partition. Arrays, no decisions."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from enum import Enum
+
+import numpy as np
+
+from ..planner.plan import BlockLeaf, BroadcastLeaf, ScanLeaf, ShuffleLeaf, Stage
+from .stage_inputs import leaf_ranges
+from .task import Block, Metrics, PartitionInput, PartitionResult, Segment
+
+
+class StageState(Enum):
+    """Where a stage stands.
+
+    ::
+
+        WAITING --parents finished--> RUNNING --last partition done--> FINISHED
+                                         ^                                |
+                                         +------ needed blocks lost ------+
+
+    A stage is also FINISHED when blocks of it are gone that nobody needs.
+    """
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class StageRun:
+    """Results and progress of a stage.
+
+    A partition is in at most one task at a time, so of `done`, `queued` and `running` at most one
+    holds for it; if none does, it is pending.
+
+    Args:
+        stage: of the plan.
+        is_output: whether the caller reads its blocks.
+    """
+
+    def __init__(self, stage: Stage, is_output: bool):
+        count = stage.partitions
+        self.stage = stage
+        self.is_output = is_output
+        self.state = StageState.WAITING
+        self.ranges = tuple(leaf_ranges(stage.operator, count))
+        #: ids of stages whose blocks it reads; without the one that only gives boundaries
+        self.reads = tuple(sorted({r.leaf.stage for r in self.ranges if not isinstance(r.leaf, ScanLeaf)}))
+        self.exchange = stage.exchange
+        #: ids of stages that read its blocks
+        self.consumers: list[int] = []
+        #: has a result that counts
+        self.done = np.zeros(count, dtype=bool)
+        #: its block can be read, or it is staged in a sink
+        self.alive = np.zeros(count, dtype=bool)
+        #: in a task that waits for a worker
+        self.queued = np.zeros(count, dtype=bool)
+        #: in a task that a worker has
+        self.running = np.zeros(count, dtype=bool)
+        #: the caller has read it and let it go; only of outputs
+        self.taken = np.zeros(count, dtype=bool)
+        #: number of the next attempt
+        self.attempts = np.zeros(count, dtype=np.int64)
+        #: partitions from here on are not to be computed yet
+        self.limit = count
+        #: the last result of each partition; kept when its block is lost
+        self.results: list[PartitionResult | None] = [None] * count
+        #: byte offsets of segments in each partition's block; shape (partitions, R + 1)
+        self.offsets: np.ndarray | None = None
+        self._lengths: np.ndarray | None = None
+        #: blocks given up while a node still has them
+        self.orphans: list[Block] = []
+        self.metrics = Metrics()
+        self.tasks_finished = 0
+        self.attempts_launched = 0
+
+    @property
+    def pending(self) -> np.ndarray:
+        """Indices of partitions to put into tasks, ascending."""
+        mask = ~(self.done | self.queued | self.running)
+        mask[self.limit :] = False
+        return np.flatnonzero(mask)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Bytes of each segment of each block; shape (partitions, R)."""
+        if self._lengths is None:
+            offsets = self.offsets
+            empty = np.zeros((self.stage.partitions, 0), dtype=np.int64)
+            self._lengths = empty if offsets is None else np.diff(offsets, axis=1)
+        return self._lengths
+
+    @property
+    def block_bytes(self) -> np.ndarray:
+        """Bytes of each block; shape (partitions,)."""
+        return self.lengths.sum(axis=1)
+
+    def block(self, partition: int) -> Block | None:
+        """The block of a partition, whether it can still be read or not."""
+        result = self.results[partition]
+        return None if result is None else result.block
+
+    def accept(self, result: PartitionResult, alive: bool) -> None:
+        """Take a partition's result as the one that counts."""
+        index, block = result.index, result.block
+        if block is not None:
+            if self.offsets is None:
+                self.offsets = np.zeros((self.stage.partitions, len(block.offsets)), dtype=np.int64)
+            self.offsets[index] = block.offsets
+            self._lengths = None
+            result = replace(result, block=replace(block, offsets=self.offsets[index]))
+        self.results[index] = result
+        self.done[index] = True
+        self.running[index] = False
+        self.alive[index] = alive or block is None
+
+    def on_node(self, node: str) -> np.ndarray:
+        """Indices of partitions whose readable block is on a node."""
+        alive = np.flatnonzero(self.alive)
+        return np.array([p for p in alive if (b := self.block(p)) is not None and b.node == node], dtype=np.int64)
+
+    def blocks_by_node(self) -> dict[str, np.ndarray]:
+        """Indices of partitions with a readable block, by node."""
+        found: dict[str, list[int]] = {}
+        for partition in np.flatnonzero(self.alive).tolist():
+            block = self.block(partition)
+            if block is not None:
+                found.setdefault(block.node, []).append(partition)
+        return {node: np.array(partitions) for node, partitions in sorted(found.items())}
+
+    def add_metrics(self, metrics: Metrics) -> None:
+        """Add what a task of this stage did."""
+        names = [f.name for f in fields(Metrics)]
+        self.metrics = Metrics(**{n: getattr(self.metrics, n) + getattr(metrics, n) for n in names})
+
+
+def input_sizes(
+    run: StageRun, runs: list[StageRun], hosts: dict[str, list[str]]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Measure what each partition of a stage reads, and where it lies.
+
+    Args:
+        run: the stage.
+        runs: all stages, by id.
+        hosts: ids of the nodes on each host.
+
+    Returns:
+        Bytes that each partition reads, shape (partitions,), and for each node the bytes that it
+        holds of them. Broadcast inputs don't count, as every task reads them.
+    """
+    count = run.stage.partitions
+    total = np.zeros(count)
+    by_node: dict[str, np.ndarray] = {}
+
+    def add(node: str, start: int, sizes: np.ndarray) -> None:
+        local = by_node.setdefault(node, np.zeros(count))
+        local[start : start + len(sizes)] += sizes
+
+    for leaves in run.ranges:
+        leaf, start, size = leaves.leaf, leaves.start, leaves.stop - leaves.start
+        if isinstance(leaf, ScanLeaf):
+            splits = run.stage.splits[leaf.slot]
+            total[start : start + size] += [split.bytes for split in splits]
+            for index, split in enumerate(splits):
+                for node in {node for host in split.hosts for node in hosts.get(host, ())}:
+                    add(node, start + index, np.array([float(split.bytes)]))
+        elif isinstance(leaf, BlockLeaf):
+            source = runs[leaf.stage]
+            sizes = source.block_bytes
+            total[start : start + size] += sizes
+            for node, partitions in source.blocks_by_node().items():
+                add(node, start, np.where(np.isin(np.arange(size), partitions), sizes, 0))
+        elif isinstance(leaf, ShuffleLeaf):
+            source = runs[leaf.stage]
+            if source.offsets is None:
+                continue
+            total[start : start + size] += source.lengths.sum(axis=0)
+            for node, partitions in source.blocks_by_node().items():
+                add(node, start, source.lengths[partitions].sum(axis=0))
+    return total, by_node
+
+
+def fan_in(run: StageRun, runs: list[StageRun]) -> int:
+    """Count the segments that a partition of a stage reads, on average."""
+    segments = len(run.ranges)
+    for leaves in run.ranges:
+        if isinstance(leaves.leaf, ShuffleLeaf):
+            segments += int(np.count_nonzero(runs[leaves.leaf.stage].lengths))
+    return max(1, segments // max(1, run.stage.partitions))
+
+
+def mark_required(run: StageRun, mask: np.ndarray, runs: list[StageRun], required: list[np.ndarray]) -> None:
+    """Mark in ``required`` the blocks that the partitions of a stage in ``mask`` read."""
+    for leaves in run.ranges:
+        leaf = leaves.leaf
+        wanted = mask[leaves.start : leaves.stop]
+        if isinstance(leaf, ScanLeaf) or not wanted.any():
+            continue
+        source = runs[leaf.stage]
+        if isinstance(leaf, BlockLeaf):
+            required[leaf.stage] |= wanted
+        elif isinstance(leaf, BroadcastLeaf) or source.offsets is None:
+            required[leaf.stage][:] = True
+        else:
+            required[leaf.stage] |= ~source.done | (source.lengths[:, wanted] > 0).any(axis=1)
+
+
+def partition_input(run: StageRun, partition: int, runs: list[StageRun]) -> PartitionInput:
+    """Name the splits and segments that a partition reads; segments in map order, empty ones left out."""
+    slots: dict[int, object] = {}
+    for leaves in run.ranges:
+        if not leaves.holds(partition):
+            continue
+        leaf, local = leaves.leaf, partition - leaves.start
+        if isinstance(leaf, ScanLeaf):
+            slots[leaf.slot] = run.stage.splits[leaf.slot][local]
+        elif isinstance(leaf, BlockLeaf):
+            slots[leaf.slot] = _whole_blocks(runs[leaf.stage], [local])
+        elif isinstance(leaf, ShuffleLeaf):
+            slots[leaf.slot] = _segments(runs[leaf.stage], local)
+    return PartitionInput(partition, slots)  # type: ignore[arg-type]
+
+
+def broadcast_inputs(
+    run: StageRun, partitions: np.ndarray, runs: list[StageRun]
+) -> dict[int, tuple[Segment, ...]]:
+    """Name the segments of the broadcast inputs that some of these partitions read."""
+    found: dict[int, tuple[Segment, ...]] = {}
+    for leaves in run.ranges:
+        if isinstance(leaves.leaf, BroadcastLeaf) and any(leaves.holds(int(p)) for p in partitions):
+            source = runs[leaves.leaf.stage]
+            found[leaves.leaf.slot] = _whole_blocks(source, range(source.stage.partitions))
+    return found
+
+
+def _whole_blocks(source: StageRun, partitions: object) -> tuple[Segment, ...]:
+    blocks = (source.block(partition) for partition in partitions)  # type: ignore[attr-defined]
+    segments = (block.whole() for block in blocks if block is not None)
+    return tuple(segment for segment in segments if segment.length)
+
+
+def _segments(source: StageRun, index: int) -> tuple[Segment, ...]:
+    if source.offsets is None:
+        return ()
+    filled = np.flatnonzero(source.lengths[:, index])
+    starts = source.offsets[filled, index].tolist()
+    lengths = source.lengths[filled, index].tolist()
+    found = []
+    for partition, start, length in zip(filled.tolist(), starts, lengths):
+        block = source.block(partition)
+        assert block is not None
+        rows = int(block.segment_rows[index])
+        found.append(
+            Segment(block.stage, partition, block.attempt, block.node, block.path, start, length, rows)
+        )
+    return tuple(found)

@@ -1,0 +1,246 @@
+"""What a Dask worker becomes part of Headwater by: its plugin, its RPC handlers, and a task's body."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pyarrow as pa
+from distributed import Worker, WorkerPlugin, get_worker
+
+from ..errors import ClusterError, HeadwaterError, SerializationError
+from .broadcast import BroadcastCache
+from .fetch import Fetcher, FetchOptions
+from .node_store import NodeStore, default_scratch
+from .run_task import run_task
+from .serve import serve_ranges
+from .task import StageProgram, Task, TaskResult
+
+_PACKAGES = ("headwater", "dask", "distributed", "pyarrow", "numpy")
+_PROGRAMS_KEPT = 64
+_CANCELLATIONS_KEPT = 10_000
+
+
+def execute(task: Task, payload: bytes) -> TaskResult:
+    """Run a task on the worker that Dask calls this on; the body of every Dask task of Headwater.
+
+    Args:
+        task: what to do.
+        payload: the stage's StageProgram, pickled by `pack_program`.
+
+    Returns:
+        The task's result.
+
+    Raises:
+        As `run_task`; and SerializationError if the program can't be loaded here.
+    """
+    return runtime_of(get_worker()).execute(task, payload)
+
+
+def pack_program(program: StageProgram) -> bytes:
+    """Pickle a stage's program, user functions included.
+
+    Raises:
+        SerializationError: something in it can't be sent to workers.
+    """
+    try:
+        return cloudpickle.dumps(program)
+    except Exception as error:
+        raise SerializationError(
+            f"stage {program.stage} ({program.label}) can't be sent to the workers: {error}. "
+            "Open files, locks and connections don't travel: make them inside the function."
+        ) from error
+
+
+def runtime_of(worker: Worker) -> WorkerRuntime:
+    """Return what the plugin attached to a worker.
+
+    Raises:
+        ClusterError: the plugin isn't there.
+    """
+    runtime = getattr(worker, "headwater", None)
+    if runtime is None:
+        raise ClusterError(
+            f"worker {worker.address} has no Headwater plugin. "
+            "Register HeadwaterWorkerPlugin with the client first."
+        )
+    return runtime
+
+
+class WorkerRuntime:
+    """What the tasks of one worker share.
+
+    Args:
+        worker: the Dask worker; it gets the handlers.
+        store: the scratch folder of the worker's node.
+        options: for fetches.
+        broadcast_bytes: how much of broadcast inputs to remember.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        store: NodeStore,
+        options: FetchOptions | None = None,
+        broadcast_bytes: int = 512 << 20,
+    ):
+        self.worker, self.store = worker, store
+        roots = {store.node: store.root}
+        self.fetcher = Fetcher(roots, worker.rpc, worker.loop.asyncio_loop, store.space, options)
+        self.broadcasts = BroadcastCache(broadcast_bytes)
+        self._programs: OrderedDict[bytes, StageProgram] = OrderedDict()
+        self._cancelled: OrderedDict[str, threading.Event] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def install(self) -> None:
+        """Attach to the worker."""
+        self.worker.headwater = self
+        for operation in (self.fetch, self.cancel, self.release, self.info):
+            self.worker.handlers[f"headwater_{operation.__name__}"] = operation
+
+    def execute(self, task: Task, payload: bytes) -> TaskResult:
+        """Run a task in the calling thread."""
+        program = self.program(payload)
+        with self._cancellable(f"{task.run}/{task.name}") as flag:
+            name = str(self.worker.address)
+            return run_task(task, program, self.store, self.fetcher, name, flag, self.broadcasts)
+
+    def program(self, payload: bytes) -> StageProgram:
+        """Unpickle a stage's program, or take it from the last ones used."""
+        with self._lock:
+            program = self._programs.pop(payload, None) or _load(payload)
+            self._programs[payload] = program
+            while len(self._programs) > _PROGRAMS_KEPT:
+                self._programs.popitem(last=False)
+            return program
+
+    async def fetch(self, ranges: Any, check: Any = ()) -> dict[str, Any]:
+        """Answer another worker's, or the driver's, `Fetcher`."""
+        return await serve_ranges(self.store, ranges, check)
+
+    async def cancel(self, run: str, names: Any) -> dict[str, Any]:
+        """Stop tasks, by `Task.name`: those that run at their next table, those that come when they begin."""
+        for name in names:
+            self._flag(f"{run}/{name}").set()
+        return {"status": "OK"}
+
+    async def release(self, run: str, paths: Any = None) -> dict[str, Any]:
+        """Delete blocks by path, or all that a run left on this node."""
+        if paths is not None:
+            freed = await asyncio.to_thread(self.store.delete_blocks, list(paths))
+        else:
+            self.broadcasts.forget(run)
+            freed = await asyncio.to_thread(self.store.remove_run, run)
+        return {"status": "OK", "freed_bytes": freed}
+
+    async def info(self) -> dict[str, Any]:
+        """Tell who this worker is, and what it runs."""
+        memory = getattr(self.worker.memory_manager, "memory_limit", None)
+        return {
+            "status": "OK",
+            "node": self.store.node,
+            "scratch": str(self.store.root),
+            "used_bytes": self.store.space.used_bytes(),
+            "address": self.worker.address,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "threads": self.worker.state.nthreads,
+            "memory_limit": memory,
+            "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        }
+
+    def stop(self) -> None:
+        """Cancel all that runs; the worker is closing."""
+        with self._lock:
+            for flag in self._cancelled.values():
+                flag.set()
+
+    def _flag(self, key: str) -> threading.Event:
+        with self._lock:
+            flag = self._cancelled.setdefault(key, threading.Event())
+            while len(self._cancelled) > _CANCELLATIONS_KEPT:
+                self._cancelled.popitem(last=False)
+            return flag
+
+    @contextmanager
+    def _cancellable(self, key: str) -> Iterator[threading.Event]:
+        flag = self._flag(key)
+        try:
+            yield flag
+        finally:
+            with self._lock:
+                self._cancelled.pop(key, None)
+
+
+class HeadwaterWorkerPlugin(WorkerPlugin):
+    """Makes Dask workers able to run Headwater's tasks.
+
+    Args:
+        scratch: the node's scratch folder, the same for all its workers; None reads HEADWATER_SCRATCH on the
+            worker, and else takes a folder under its temporary one.
+        quota_bytes: most bytes of scratch a node may use.
+        keep_seconds: how long what a dead driver left is kept.
+        options: for fetches.
+        arrow_threads: of Arrow's own pools in each worker process; 0 leaves them as they are.
+    """
+
+    name = "headwater"
+
+    def __init__(
+        self,
+        scratch: str | None = None,
+        quota_bytes: int | None = None,
+        keep_seconds: float = 86_400.0,
+        options: FetchOptions | None = None,
+        arrow_threads: int = 1,
+    ):
+        self.scratch, self.quota_bytes, self.keep_seconds = scratch, quota_bytes, keep_seconds
+        self.options, self.arrow_threads = options, arrow_threads
+
+    async def setup(self, worker: Worker) -> None:
+        """Attach a runtime, unless another session of the cluster has already."""
+        if self.arrow_threads:
+            pa.set_cpu_count(self.arrow_threads)
+            pa.set_io_thread_count(max(2, self.arrow_threads))
+        if getattr(worker, "headwater", None) is None:
+            store = await asyncio.to_thread(self._open_store)
+            WorkerRuntime(worker, store, self.options).install()
+
+    def teardown(self, worker: Worker) -> None:
+        """Stop the tasks of a worker that closes; a plugin that is only replaced leaves them running."""
+        runtime = getattr(worker, "headwater", None)
+        if runtime is not None and worker.status.name != "running":
+            runtime.stop()
+
+    def _open_store(self) -> NodeStore:
+        store = NodeStore(Path(self.scratch) if self.scratch else default_scratch(), self.quota_bytes)
+        store.purge_orphans(self.keep_seconds)
+        return store
+
+
+def _load(payload: bytes) -> StageProgram:
+    try:
+        return cloudpickle.loads(payload)
+    except HeadwaterError:
+        raise
+    except Exception as error:
+        raise SerializationError(
+            f"worker {platform.node()} can't load a stage's program: {type(error).__name__}: {error}. "
+            "Modules that user functions import must be installed on every worker."
+        ) from error
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

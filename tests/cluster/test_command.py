@@ -1,0 +1,96 @@
+"""The command line with worker processes: the demo, modules beside the file, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headwater.cli import INTERRUPTED, OK, execute
+
+pytestmark = pytest.mark.cluster
+
+WAITING = '''
+import os
+
+import headwater as hw
+
+
+def wait(batch):
+    """Tell that the run has come this far, and stay until nobody holds the pipe any more."""
+    with open(os.environ["TEST_STARTED"], "w") as started:
+        started.write("started")
+    with open(os.environ["TEST_GO_ON"]) as go_on:
+        go_on.read()
+    return batch
+
+
+@hw.pipeline
+def waiting(out: str):
+    rows = hw.range(10).map_batches(wait, schema={"id": "int64"})
+    return {"rows": rows.write_parquet(out)}
+'''
+
+
+def test_the_demo_has_the_same_digests_for_any_number_of_workers(tmp_path: Path, capsys):
+    digests = []
+    for workers in (1, 2, 4):
+        report = tmp_path / f"{workers}.json"
+        options = ["--workers", str(workers), "--rows", "30000", f"--report-json={report}"]
+        assert execute(["demo", *options]) == OK
+        outputs = json.loads(report.read_text())["outputs"]
+        digests.append({name: output["digest"] for name, output in outputs.items()})
+        out = capsys.readouterr().out
+        assert all(digest in out for digest in digests[-1].values())
+    assert len(digests[0]) >= 2
+    assert digests[0] == digests[1] == digests[2]
+
+
+def test_the_demo_keeps_its_files_where_asked(tmp_path: Path):
+    assert execute(["demo", "--workers=1", "--rows=5000", "--quiet", "--output", str(tmp_path / "out")]) == OK
+    assert list((tmp_path / "out").rglob("*.parquet"))
+
+
+def test_a_module_beside_the_file_reaches_the_workers(tmp_path: Path, capsys):
+    (tmp_path / "beside.py").write_text("def twice(batch):\n    return {'id': batch['id'] * 2}\n")
+    file = tmp_path / "uses_it.py"
+    file.write_text(
+        "import headwater as hw\nfrom beside import twice\n"
+        "@hw.pipeline\ndef doubled():\n    return hw.range(4).map_batches(twice)\n"
+    )
+    assert execute(["run", str(file), "--workers", "1", "--quiet"]) == OK
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()[4:8]] == ["0", "2", "4", "6"]
+
+
+def test_ctrl_c_stops_cleanly_and_leaves_nothing(tmp_path: Path):
+    file = tmp_path / "waiting.py"
+    file.write_text(WAITING)
+    started, go_on = tmp_path / "started", tmp_path / "go-on"
+    for pipe in (started, go_on):
+        os.mkfifo(pipe)
+    scratch = tmp_path / "scratch"
+    names = {"TEST_STARTED": str(started), "TEST_GO_ON": str(go_on), "HEADWATER_SCRATCH": str(scratch)}
+    run = subprocess.Popen(
+        [sys.executable, "-m", "headwater.cli", "run", str(file), "--workers", "1"]
+        + ["--param", f"out={tmp_path / 'out'}"],
+        env={**os.environ, **names},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert started.read_text() == "started"
+        os.killpg(run.pid, signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == INTERRUPTED
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+    assert not list(scratch.rglob("*.arrow"))
