@@ -6,7 +6,6 @@ Results go to standard output, progress and errors to standard error.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
     from .pipeline import Dataset
     from .program import Pipeline
     from .session import RunResult
+
+#: most rows of an output that are shown
+SHOWN_ROWS = 10
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -96,11 +98,14 @@ def demo(rows: int, output: str | None, workers: int | None, report_json: str | 
     import tempfile
 
     from . import demo as example
+    from .planner.explain import physical_lines
+    from .session import plan
 
     with tempfile.TemporaryDirectory(prefix="headwater-demo-") as folder:
         datasets = example.rides.bind(rows=rows, output=output or str(Path(folder) / "rides"))
-        click.echo(f"Plan for {rows:,} generated rides, from {Path(example.__file__).name}:\n")
-        click.echo(_plan(datasets, "physical"))
+        click.echo(f"{rows:,} generated rides through the pipeline in {example.__file__}, planned as\n")
+        click.echo("\n".join(physical_lines(plan(datasets))))
+        click.echo(f"\nRunning on a local cluster of {workers or 4} workers.", err=quiet)
         _run("demo", datasets, None, workers or 4, report_json, quiet)
     if not output:
         click.echo("The Parquet files were temporary; --output DIR keeps them.")
@@ -140,8 +145,10 @@ def run(
 @_debug
 def explain(file: str, params: tuple[str, ...], outputs: tuple[str, ...]) -> None:
     """Show how the pipeline in a Python file would run, without running it."""
+    from .session import explain as explain_plans
+
     _, datasets = _declare(file, params, outputs)
-    click.echo(_plan(datasets))
+    click.echo(explain_plans(datasets), nl=False)
 
 
 @cli.command()
@@ -192,25 +199,41 @@ def _run(
 ) -> None:
     from .session import Session
 
+    if report_json:
+        Path(report_json).parent.mkdir(parents=True, exist_ok=True)
     _state().running = True
     with (
         Session(address, workers=workers, progress=not quiet) as session,
         session.run(datasets, name=name) as result,
     ):
-        report = result.report.to_dict()
         if report_json:
-            Path(report_json).parent.mkdir(parents=True, exist_ok=True)
-            Path(report_json).write_text(json.dumps(report, indent=2) + "\n")
+            Path(report_json).write_text(result.report.to_json() + "\n")
         for output in datasets:
-            click.echo(f"\n{_output_text(output, result, report)}")
+            click.echo(f"\n{_output_text(output, result)}")
+        click.echo(f"\n{_summary(result)}")
 
 
-def _output_text(name: str, result: RunResult, report: Mapping[str, Any]) -> str:
-    from .runtime.display import bytes_text, table_text
+def _output_text(name: str, result: RunResult) -> str:
+    from .runtime.display import bytes_text, plural, table_text
 
-    figures = report["outputs"][name]
-    closing = f"{figures['rows']:,} rows, {bytes_text(figures['bytes'])}, digest {figures['digest']}"
-    return f"{name}\n{table_text(result.head(name, SHOWN_ROWS))}\n{closing}"
+    figures = result.report.outputs[name]
+    first = result.head(name, SHOWN_ROWS)
+    more = "\n..." if first.num_rows < (figures.files or figures.rows) else ""
+    files = f" in {plural(figures.files, 'file')}" if figures.files else ""
+    closing = f"{plural(figures.rows, 'row')}{files}, {bytes_text(figures.bytes)}, digest {figures.digest}"
+    return f"{name}\n{table_text(first)}{more}\n{closing}"
+
+
+def _summary(result: RunResult) -> str:
+    from .runtime.display import bytes_text, plural, seconds_text
+
+    report = result.report
+    local = sum(stage.local_bytes for stage in report.stages)
+    remote = sum(stage.remote_bytes for stage in report.stages)
+    tasks = sum(stage.tasks for stage in report.stages)
+    work = f"{plural(len(report.stages), 'stage')}, {plural(tasks, 'task')}, {seconds_text(report.seconds)}"
+    moved = f"{bytes_text(local)} read on their node and {bytes_text(remote)} from others"
+    return f"Run {report.run}: {work}, {moved}."
 
 
 def _runs_text(runs: Sequence[Any]) -> str:
@@ -254,13 +277,14 @@ def _tell(error: Exception, state: _State) -> None:
     known = isinstance(error, errors.HeadwaterError)
     text = str(error) if known else f"{type(error).__name__}: {error}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == state.file]
-    where = (
-        f"\n  at {os.path.relpath(frames[-1].filename)}:{frames[-1].lineno}: {frames[-1].line}"
-        if frames
-        else ""
-    )
+    where = f"\n  at {_short(frames[-1].filename)}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
     more = "" if known or where else " (--debug shows where)"
     click.echo(f"Error: {text}{more}{where}", err=True)
+
+
+def _short(path: str) -> str:
+    here = Path(path)
+    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
 
 
 def _broken_pipe() -> int:

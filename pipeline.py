@@ -126,7 +126,7 @@ class Dataset:
             ['id', 'even']
         """
         new = dict(named_expressions(columns, named, "with_columns"))
-        kept = [(name, new.pop(name, None) or col(name)) for name in self.columns]
+        kept = [(name, new.pop(name) if name in new else col(name)) for name in self.columns]
         return self._then(Project, (*kept, *new.items()))
 
     def rename(self, names: Mapping[str, str] | None = None, **named: str) -> Dataset:

@@ -6,31 +6,287 @@ A session knows nodes and plans, never the handle: what it is given is either a 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
+from dask.utils import parse_bytes
 
-from .errors import HeadwaterError, ParameterError
-from .lineage.fingerprint import Fingerprint
-from .lineage.journal import Journal, default_root
+from .errors import ClusterError, ParameterError, did_you_mean
+from .lineage.journal import Journal
 from .ops.node import Node
+from .ops.write import WRITTEN
 from .planner.explain import explain_text
 from .planner.optimizer import optimize
 from .planner.options import PlanOptions
 from .planner.physical import build_plan
 from .planner.plan import PhysicalPlan
+from .runtime.driver import Driver, RunOutcome
+from .runtime.executor import Executor
+from .runtime.inline import InlineExecutor
+from .runtime.progress import Observer, progress_display
+from .runtime.report import RunReport
+
+#: bytes a task may hold before it spills, unless a memory limit says less; fixed, so that every
+#: machine cuts the same data the same way
+TASK_BYTES = 256 << 20
+#: anonymous memory, in bytes, of an idle worker process
+WORKER_BASE_BYTES = 96 << 20
+
+
+class RunResult:
+    """The outputs of a finished run, still on the nodes; a context manager that lets them go.
+
+    Attributes:
+        report: what the run did.
+    """
+
+    def __init__(self, driver: Driver, outcome: RunOutcome):
+        self._driver = driver
+        self._outcome = outcome
+        self.report: RunReport = outcome.report
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the outputs."""
+        return list(self._outcome.outputs)
+
+    def schema(self, name: str) -> pa.Schema:
+        """The Arrow schema of an output."""
+        outcome = self._outcome.outputs[self._known(name)]
+        return WRITTEN if outcome.files else outcome.schema
+
+    def batches(self, name: str) -> Iterator[pa.Table]:
+        """Yield an output's rows as tables, in order; a sink's rows are its files."""
+        outcome = self._outcome.outputs[self._known(name)]
+        if outcome.files:
+            columns = [(file.target, file.rows, file.bytes) for file in outcome.files]
+            yield pa.table([pa.array(values, f.type) for values, f in zip(zip(*columns), WRITTEN)], schema=WRITTEN)
+        else:
+            yield from self._driver.read(name)
+
+    def table(self, name: str) -> pa.Table:
+        """Fetch all rows of an output as one table."""
+        return pa.concat_tables([self.schema(name).empty_table(), *self.batches(name)])
+
+    def head(self, name: str, count: int = 10) -> pa.Table:
+        """Fetch the first rows of an output."""
+        tables = [self.schema(name).empty_table()]
+        for table in self.batches(name):
+            tables.append(table.slice(0, count))
+            count -= tables[-1].num_rows
+            if count <= 0:
+                break
+        return pa.concat_tables(tables)
+
+    def rows(self, name: str) -> int:
+        """How many rows an output has."""
+        return self.report.outputs[self._known(name)].rows
+
+    def digest(self, name: str) -> str:
+        """The digest of an output's content: equal digests mean equal rows in equal order."""
+        return self.report.outputs[self._known(name)].digest
+
+    def close(self) -> None:
+        """Delete the blocks. Idempotent."""
+        self._driver.close()
+
+    def __enter__(self) -> RunResult:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _known(self, name: str) -> str:
+        if name not in self._outcome.outputs:
+            raise ParameterError(f"the run has no output {name!r}. {did_you_mean(name, self._outcome.outputs)}")
+        return name
+
+
+class Session:
+    """Where pipelines run: a local Dask cluster, a running one, or this process.
+
+    Args:
+        address: None starts a local cluster; ``"tcp://host:8786"`` joins a running Dask scheduler, after
+            checking the versions of all workers; ``"inline"`` runs in this process, without Dask.
+        workers: processes of the local cluster (or logical workers inline).
+        threads_per_worker: threads of each; a thread runs one task at a time.
+        memory_limit: bytes, or text as ``"1 GB"``, that a worker's tasks should stay within; more data
+            spills to scratch.
+        scratch: folder for blocks on this machine; None takes a private one that is removed at the end.
+        quota: most bytes of scratch a node may use; None is what the disk has.
+        progress: True shows progress, None only on a terminal, False never; or a function that is called with
+            each `headwater.runtime.snapshot.Snapshot`.
+        journal: folder or fsspec URL for journals; None is ``$HEADWATER_HOME/runs`` or under
+            ``~/.local/state``; False writes none.
+        options: the planner's numbers.
+
+    Raises:
+        ClusterError: the scheduler can't be reached.
+        VersionMismatchError: a worker runs versions that don't fit.
+
+    Example:
+        >>> import headwater as hw
+        >>> with hw.Session("inline") as session:
+        ...     hw.range(4).agg(total=hw.sum("id")).compute().to_pylist()
+        [{'total': 6}]
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        workers: int = 4,
+        threads_per_worker: int = 1,
+        memory_limit: int | str | None = None,
+        scratch: str | Path | None = None,
+        quota: int | str | None = None,
+        progress: bool | Observer | None = None,
+        journal: str | Path | bool | None = None,
+        options: PlanOptions | None = None,
+    ):
+        self.options = options or PlanOptions()
+        self.address = address
+        self._workers = _positive(workers, "workers")
+        self._threads = _positive(threads_per_worker, "threads_per_worker")
+        self._memory_limit = _bytes(memory_limit, "memory_limit")
+        self._quota = _bytes(quota, "quota")
+        self._scratch = scratch
+        self._progress = progress
+        self._journal = journal
+        self._executor: Executor | None = None
+        self._tokens: list[Any] = []
+        self._closed = False
+        self._lock = threading.Lock()
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def start(self) -> Session:
+        """Start or join the cluster now, rather than at the first run."""
+        with self._lock:
+            if self._closed:
+                raise ClusterError("this session is closed. Open another Session().")
+            if self._executor is None:
+                self._executor = self._open()
+        return self
+
+    def close(self) -> None:
+        """Let the cluster go; a local one ends, and its scratch is removed. Idempotent."""
+        with self._lock:
+            self._closed = True
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.close()
+
+    def __enter__(self) -> Session:
+        self.start()
+        self._tokens.append(_CURRENT.set(self))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _CURRENT.reset(self._tokens.pop())
+        self.close()
+
+    def _open(self) -> Executor:
+        if self.address == "inline":
+            return InlineExecutor(self._workers, scratch=self._scratch, quota_bytes=self._quota)
+        from .runtime.cluster import open_executor
+
+        return open_executor(
+            self.address,
+            workers=self._workers,
+            threads_per_worker=self._threads,
+            memory_limit=self._memory_limit,
+            scratch=self._scratch,
+            quota_bytes=self._quota,
+        )
+
+    # -- work --------------------------------------------------------------------------------------
+
+    def run(self, outputs: Mapping[str, Any], name: str = "pipeline") -> RunResult:
+        """Run several outputs together; what they have in common is computed once.
+
+        Args:
+            outputs: output name to dataset (or node). Sinks are committed together at the end.
+            name: of the pipeline, for the report and the list of runs.
+
+        Returns:
+            The results, which stay on the nodes until closed.
+
+        Raises:
+            HeadwaterError: the run failed; nothing of it is left, and sinks hold nothing of it.
+        """
+        physical = plan(outputs, self.options)
+        with progress_display(self._progress) as observer:
+            driver = self._driver(physical, name, observer)
+            return RunResult(driver, driver.run())
+
+    def stream(self, output: Any, name: str = "pipeline") -> Iterator[pa.Table]:
+        """Run one output and yield its rows in order while later partitions are still computed.
+
+        Args:
+            output: a dataset (or node).
+            name: of the pipeline.
+        """
+        physical = plan({"result": output}, self.options)
+        with (
+            progress_display(self._progress) as observer,
+            self._driver(physical, name, observer, stream="result") as driver,
+        ):
+            yield from driver.iter_output("result")
+
+    def explain(self, outputs: Mapping[str, Any]) -> str:
+        """Return the plans of outputs as text; runs nothing."""
+        return explain(outputs, self.options)
+
+    def peak_worker_memory(self) -> dict[str, int]:
+        """The most anonymous memory, in bytes, that each worker process has held since it started."""
+        from .runtime.cluster import peak_memory
+
+        return peak_memory(self.start()._executor)
+
+    def _driver(
+        self, physical: PhysicalPlan, name: str, observer: Observer, stream: str | None = None
+    ) -> Driver:
+        self.start()
+        assert self._executor is not None
+        return Driver(
+            physical,
+            self._executor,
+            self._new_journal(name),
+            observer,
+            memory_bytes=self._task_bytes(),
+            quota_bytes=self._quota,
+            stream=stream,
+            pipeline=name,
+        )
+
+    def _new_journal(self, name: str) -> Journal | None:
+        if self._journal is False:
+            return None
+        root = None if self._journal in (None, True) else str(self._journal)
+        return Journal.create(root, {"pipeline": name, "cluster": self.address or "local"})
+
+    def _task_bytes(self) -> int:
+        if self._memory_limit is None:
+            return TASK_BYTES
+        room = (self._memory_limit - WORKER_BASE_BYTES) // (3 * self._threads)
+        return max(16 << 20, min(TASK_BYTES, room))
 
 
 def plan(outputs: Mapping[str, Any], options: PlanOptions | None = None) -> PhysicalPlan:
-    """Optimize the outputs together and cut them into stages.
+    """Optimize outputs together and cut them into stages.
 
     Args:
-        outputs: output name to node, or to a handle that has one.
+        outputs: output name to dataset (or node).
         options: the planner's numbers.
 
     Returns:
@@ -42,12 +298,49 @@ def plan(outputs: Mapping[str, Any], options: PlanOptions | None = None) -> Phys
 
 
 def explain(outputs: Mapping[str, Any], options: PlanOptions | None = None) -> str:
-    """Return logical, optimized and physical plans of outputs as text; runs nothing."""
+    """Return logical, optimized and physical plans of outputs as text; runs nothing.
+
+    Args:
+        outputs: output name to dataset (or node).
+        options: the planner's numbers.
+    """
     options = options or PlanOptions()
     nodes = _nodes(outputs)
     optimized, trace = optimize(nodes, options)
     return explain_text(nodes, optimized, build_plan(optimized, options, trace))
 
 
+_CURRENT: ContextVar[Session | None] = ContextVar("headwater_session", default=None)
+_DEFAULT: list[Session] = []
+_DEFAULT_LOCK = threading.Lock()
+
+
+def current_session() -> Session:
+    """Return the innermost ``with Session()``, or else one local session that lasts until the process ends."""
+    session = _CURRENT.get()
+    if session is not None:
+        return session
+    with _DEFAULT_LOCK:
+        if not _DEFAULT:
+            _DEFAULT.append(Session())
+            atexit.register(_DEFAULT[0].close)
+        return _DEFAULT[0]
+
+
 def _nodes(outputs: Mapping[str, Any]) -> dict[str, Node]:
+    if not outputs:
+        raise ParameterError("there is nothing to run: give at least one output.")
     return {name: getattr(output, "node", output) for name, output in outputs.items()}
+
+
+def _positive(value: int, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ParameterError(f"Session({name}={value!r}): give a whole number, 1 or more.")
+    return value
+
+
+def _bytes(value: int | str | None, name: str) -> int | None:
+    try:
+        return None if value is None else int(parse_bytes(value))
+    except ValueError as error:
+        raise ParameterError(f"Session({name}={value!r}): {error}. Give bytes, or text as '1 GB'.") from None

@@ -94,7 +94,7 @@ def rows_only(rows: int) -> pa.Table:
 
 
 def check_same_schema(first: DataFile, expected: pa.Schema, file: DataFile, schema: pa.Schema) -> None:
-    """Raise SchemaMismatchError, naming file, column and both types, unless two files fit; order may differ."""
+    """Raise SchemaMismatchError, naming file, column and types, unless two files fit; order may differ."""
     if schema.equals(expected):
         return
     missing = [name for name in expected.names if name not in schema.names]
@@ -102,15 +102,15 @@ def check_same_schema(first: DataFile, expected: pa.Schema, file: DataFile, sche
     if missing or extra:
         parts = [f"lacks {_listed(missing)}"] * bool(missing) + [f"also has {_listed(extra)}"] * bool(extra)
         raise SchemaMismatchError(
-            f"{file.path} {' and '.join(parts)}, compared with {first.path}. Files of one dataset need the same "
-            "columns; read them apart, make the columns equal with select or with_columns, and union."
+            f"{file.path} {' and '.join(parts)}, compared with {first.path}. Files of one dataset need the "
+            "same columns; read them apart, make the columns equal with select or with_columns, and union."
         )
     for field in expected:
         got = schema.field(field.name).type
         if got != field.type:
             raise SchemaMismatchError(
-                f"{file.path}: column {field.name!r} is {got}, but {field.type} in {first.path}. Files of one "
-                "dataset need the same types; read them apart, cast the column, and union."
+                f"{file.path}: column {field.name!r} is {got}, but {field.type} in {first.path}. Files of "
+                "one dataset need the same types; read them apart, cast the column, and union."
             )
 
 

@@ -25,7 +25,17 @@ Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _MAGIC = re.compile(r"[*?\[]")
 #: what file systems call a file's version, best first
-_VERSIONS = ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "last_modified", "updated", "created")
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "checksum",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "created",
+)
 _THREADS = 32
 
 
@@ -83,7 +93,9 @@ class FileSet:
         )
         digest = _digest(files)
         if self._digest not in (None, digest):
-            raise CorruptFileError(f"{self.describe()}: the files changed since the plan was made. Plan again.")
+            raise CorruptFileError(
+                f"{self.describe()}: the files changed since the plan was made. Plan again."
+            )
         return files, hive.schema
 
     @property
@@ -173,9 +185,9 @@ def find_files(path: Paths, storage_options: Mapping[str, Any] | None = None, hi
         SchemaMismatchError: files below folders with different keys.
 
     Example:
-        >>> find_files("/nowhere/rides.csv")
+        >>> find_files("/nowhere/rides.csv")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        headwater.errors.SourceNotFoundError: /nowhere/rides.csv doesn't exist: there is no folder /nowhere. ...
+        headwater.errors.SourceNotFoundError: /nowhere/rides.csv doesn't exist: ...
     """
     given = [path] if isinstance(path, str | os.PathLike) else path
     if not isinstance(given, Sequence) or not all(isinstance(p, str | os.PathLike) for p in given):
@@ -255,7 +267,9 @@ def _resolved(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> list[dict[
 
 def _in_glob(fs: fsspec.AbstractFileSystem, pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
     root = _fixed_part(pattern)
-    wants_hidden = re.search(r"/[_.]", _relative(pattern, root)) or _relative(pattern, root).startswith(("_", "."))
+    wants_hidden = re.search(r"/[_.]", _relative(pattern, root)) or _relative(pattern, root).startswith(
+        ("_", ".")
+    )
     infos: dict[str, dict[str, Any]] = {}
     for name, info in fs.glob(pattern, detail=True).items():
         children = _below(fs, name) if info["type"] == "directory" else _resolved(fs, info)
@@ -278,7 +292,9 @@ def _relative(path: str, root: str) -> str:
 
 def _hidden(relative: str) -> bool:
     # Hive keys may start with an underscore.
-    return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in relative.split("/"))
+    return any(
+        part.startswith(".") or (part.startswith("_") and "=" not in part) for part in relative.split("/")
+    )
 
 
 def _version(info: Mapping[str, Any]) -> str:
@@ -286,7 +302,8 @@ def _version(info: Mapping[str, Any]) -> str:
 
 
 def _digest(files: Sequence[DataFile]) -> str:
-    return xxhash.xxh3_128_hexdigest("\n".join(repr((f.path, f.size, f.version, f.values)) for f in files))
+    lines = (repr((f.path, f.size, f.version, f.values)) for f in files)
+    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
 
 
 def _missing(fs: fsspec.AbstractFileSystem, path: str) -> SourceNotFoundError:
@@ -308,7 +325,9 @@ def _contents(fs: fsspec.AbstractFileSystem, folder: str) -> str:
 
 
 def _names(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    return sorted((name.rstrip("/").rpartition("/")[2] for name in fs.ls(folder, detail=False)), key=natural_key)
+    return sorted(
+        (name.rstrip("/").rpartition("/")[2] for name in fs.ls(folder, detail=False)), key=natural_key
+    )
 
 
 def _gone(file: DataFile) -> SourceNotFoundError:

@@ -49,8 +49,9 @@ class HiveColumns:
         for path, other in paths:
             if [key for key, _ in other] != keys:
                 raise SchemaMismatchError(
-                    f"{path} lies below folders {_shown(other)}, but {first} below {_shown(pairs)}. Files of one "
-                    "dataset need the same keys in the same order; pass hive=False to take no columns from folders."
+                    f"{path} lies below folders {_shown(other)}, but {first} below {_shown(pairs)}. Files of "
+                    "one dataset need the same keys in the same order; pass hive=False to take no columns "
+                    "from folders."
                 )
         texts = [{pairs[i][1] for pairs in files.values()} - {NULL} for i in range(len(keys))]
         return cls(pa.schema([pa.field(key, _type(seen)) for key, seen in zip(keys, texts)]))

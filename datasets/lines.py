@@ -63,7 +63,9 @@ class LineReader:
         try:
             codecs.lookup(self.encoding)
         except LookupError:
-            raise ParameterError(f"there is no encoding {self.encoding!r}. Write 'utf-8' or 'latin-1'.") from None
+            raise ParameterError(
+                f"there is no encoding {self.encoding!r}. Write 'utf-8' or 'latin-1'."
+            ) from None
 
     def splittable(self, file: DataFile) -> bool:
         """Whether the file may be read from the middle."""
@@ -74,7 +76,9 @@ class LineReader:
         size = max(0, file.size - start)
         if not self.splittable(file):
             return [(start, sys.maxsize)] if file.size else []
-        return [(start + a, start + b) for a, b in even_cuts(size, -(-size // partition_bytes))] if size else []
+        return (
+            [(start + a, start + b) for a, b in even_cuts(size, -(-size // partition_bytes))] if size else []
+        )
 
     def blocks(self, part: LineRange, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
         """Yield (offset, block) for whole lines that start in the range, until its end.
@@ -87,16 +91,18 @@ class LineReader:
             try:
                 yield from self._blocks(stream, part.start, part.stop, block_bytes)
             except UnicodeDecodeError as error:
-                raise CorruptFileError(f"{part.file.path} isn't {self.encoding}: {error}. Pass encoding=.") from error
+                raise CorruptFileError(
+                    f"{part.file.path} isn't {self.encoding}: {error}. Pass encoding=."
+                ) from error
             except (pa.ArrowException, OSError, EOFError, lzma.LZMAError) as error:
                 if not is_compressed(part.file):
                     raise
                 raise CorruptFileError(
-                    f"{part.file.path} can't be decompressed: {error} It may be cut short, or its suffix wrong."
+                    f"{part.file.path} can't be decompressed: {error} It may be cut short or misnamed."
                 ) from error
 
     def head(self, file: DataFile, start: int = 0, size: int = SAMPLE_BYTES) -> tuple[int, bytes]:
-        """Return the first lines from ``start`` on and their offset: about ``size`` bytes, always whole lines."""
+        """Return the offset and text of the first whole lines from ``start`` on: about ``size`` bytes."""
         first, lines = start, b""
         for offset, block in self.blocks(LineRange(file, start, sys.maxsize), size):
             first = first if lines else offset
@@ -122,7 +128,7 @@ class LineReader:
         if suffix in _CODECS:
             stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), _CODECS[suffix])
         elif suffix == ".xz":
-            stream = lzma.LZMAFile(raw)
+            stream = lzma.LZMAFile(raw)  # noqa: SIM115
         return stream if self._utf8 else _Recoded(stream, self.encoding)
 
     def _blocks(self, stream: Any, start: int, stop: int, block_bytes: int) -> Iterator[tuple[int, bytes]]:
@@ -141,7 +147,7 @@ class LineReader:
             position, carry = position + end, block[end:]
 
     def _end(self, block: bytes, stop: int, final: bool) -> int:
-        """Where to cut a block that starts at a line: after its last line, or the last that starts before stop."""
+        """Where to cut a block of lines: after its last whole line, or the last that starts before stop."""
         if self.quote is not None:
             return len(block) if final else _last_record_end(block, self.quote)
         if stop <= len(block):

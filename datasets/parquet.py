@@ -75,7 +75,9 @@ class ParquetSource(FileSource):
 
     def prune(self, splits: Sequence[Split], predicate: Expr) -> Sequence[Split]:
         footers = {file.path: footer for file, footer in zip(self.files.files, self.footers)}
-        return [s for s in splits if self._matching(s.detail, footers[s.detail.file.path], predicate, first=True)]
+        return [
+            s for s in splits if self._matching(s.detail, footers[s.detail.file.path], predicate, first=True)
+        ]
 
     def _matching(
         self, detail: RowGroups, footer: pq.FileMetaData, predicate: Expr, first: bool = False

@@ -90,7 +90,9 @@ def row_bytes(footers: Sequence[pq.FileMetaData], schema: pa.Schema) -> dict[str
 
 def _sampled(footers: Sequence[pq.FileMetaData]) -> list[tuple[pq.FileMetaData, int]]:
     step = max(1, len(footers) // _SAMPLED)
-    groups = [(footer, i) for footer in footers[::step][:_SAMPLED] for i in range(min(footer.num_row_groups, 64))]
+    groups = [
+        (footer, i) for footer in footers[::step][:_SAMPLED] for i in range(min(footer.num_row_groups, 64))
+    ]
     return groups[:: max(1, len(groups) // _SAMPLED)][:_SAMPLED]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import pyarrow as pa
 
@@ -45,7 +46,7 @@ def even_cuts(total: int, pieces: int) -> list[tuple[int, int]]:
         [(0, 3), (3, 6), (6, 10)]
     """
     bounds = [total * i // pieces for i in range(pieces + 1)]
-    return list(zip(bounds[:-1], bounds[1:]))
+    return list(pairwise(bounds))
 
 
 def cut_evenly(total: int, target: int) -> list[tuple[int, int]]:

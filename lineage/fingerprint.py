@@ -56,7 +56,7 @@ class Fingerprint:
         self.schema = schema
         #: rows digested so far
         self.rows = 0
-        self._lanes = (0, 0)
+        self._lanes: tuple[int, ...] = (0, 0)
 
     def update(self, table: pa.Table | pa.RecordBatch) -> Self:
         """Append the rows of a table.
@@ -71,7 +71,9 @@ class Fingerprint:
             SchemaMismatchError: other names or types.
         """
         if self.schema is not None and table.schema != self.schema:
-            raise SchemaMismatchError(f"a fingerprint of rows with\n{self.schema}\ngot a table with\n{table.schema}")
+            raise SchemaMismatchError(
+                f"a fingerprint of rows with\n{self.schema}\ngot a table with\n{table.schema}"
+            )
         if table.num_columns:
             hashes = hash_columns(table.columns, exact=True)
         else:
@@ -102,20 +104,22 @@ class Fingerprint:
         """
         match = _TEXT.fullmatch(text)
         if match is None:
-            raise ParameterError(f"{text!r} isn't a fingerprint: expected hexadecimal rows, '-', and 32 digits.")
+            raise ParameterError(
+                f"{text!r} isn't a fingerprint: expected hexadecimal rows, '-', and 32 digits."
+            )
         parsed = cls()
         parsed.rows = int(match[1], 16)
         parsed._lanes = (int(match[2], 16), int(match[3], 16))
         return parsed
 
     def _append(self, hashes: np.ndarray) -> None:
-        lanes = (hashes, mix(hashes ^ _SECOND_LANE))
-        self._lanes = tuple(
-            (lane * pow(ratio, len(hashes), _MODULUS) + int(np.dot(words, _descending(ratio)[-len(hashes) :])))
-            % _MODULUS
-            for lane, words, ratio in zip(self._lanes, lanes, _RATIOS)
+        tail = Fingerprint()
+        tail.rows = len(hashes)
+        tail._lanes = tuple(
+            int(np.dot(words, _descending(ratio)[-len(hashes) :]))
+            for words, ratio in zip((hashes, mix(hashes ^ _SECOND_LANE)), _RATIOS)
         )
-        self.rows += len(hashes)
+        self.merge(tail)
 
 
 def content_digest(fingerprints: Iterable[str], schema: pa.Schema) -> str:

@@ -11,7 +11,6 @@ import dis
 import functools
 import importlib.metadata
 import sys
-import sysconfig
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +22,26 @@ Parts = list[tuple[str, Any]]
 
 #: class attributes that say nothing about what a class does
 _CLASS_NOISE = frozenset(
-    "__module__ __dict__ __weakref__ __doc__ __qualname__ __firstlineno__ __static_attributes__ "
-    "__annotations__ __annotate__ __annotate_func__ __annotations_cache__ __abstractmethods__ _abc_impl "
-    "__parameters__ __orig_bases__ __dataclass_params__ __dataclass_fields__ __match_args__".split()
+    [
+        "__module__",
+        "__dict__",
+        "__weakref__",
+        "__doc__",
+        "__qualname__",
+        "__firstlineno__",
+        "__static_attributes__",
+        "__annotations__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations_cache__",
+        "__abstractmethods__",
+        "_abc_impl",
+        "__parameters__",
+        "__orig_bases__",
+        "__dataclass_params__",
+        "__dataclass_fields__",
+        "__match_args__",
+    ]
 )
 _DESCRIPTORS = (
     types.MemberDescriptorType,
@@ -84,7 +100,10 @@ def describe_object(value: Any) -> tuple[str, Parts]:
 def _function_parts(function: types.FunctionType) -> Parts:
     name = function.__qualname__
     parts: Parts = [("", function.__code__)]
-    parts += [(f"a default of {name}()", function.__defaults__), (f"a default of {name}()", function.__kwdefaults__)]
+    parts += [
+        (f"a default of {name}()", function.__defaults__),
+        (f"a default of {name}()", function.__kwdefaults__),
+    ]
     for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
         try:
             content = cell.cell_contents
@@ -193,10 +212,8 @@ def _is_installed(module: str | None) -> bool:
     top = (module or "").partition(".")[0]
     if top in sys.stdlib_module_names or top == __name__.partition(".")[0]:
         return top != "__main__"
-    file = getattr(sys.modules.get(top), "__file__", None)
-    if file is None:
-        return False
-    return any(Path(file).is_relative_to(sysconfig.get_path(kind)) for kind in ("purelib", "platlib"))
+    files = (getattr(sys.modules.get(name), "__file__", None) for name in (module or "", top))
+    return any(file and {"site-packages", "dist-packages"} & set(Path(file).parts) for file in files)
 
 
 @functools.cache

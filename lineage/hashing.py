@@ -273,7 +273,7 @@ def _absorb_short(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray, sta
 def _absorb_long(
     data: np.ndarray, starts: np.ndarray, lengths: np.ndarray, rows: np.ndarray, states: np.ndarray
 ) -> None:
-    view = memoryview(np.ascontiguousarray(data))
+    view = data.data
     digests = [
         xxhash.xxh3_64_intdigest(view[start : start + length])
         for start, length in zip(starts[rows].tolist(), lengths[rows].tolist())

@@ -44,7 +44,7 @@ _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 
 
 def default_root() -> str:
-    """Return where journals lie unless told otherwise: ``$HEADWATER_HOME/runs``, by default under ``~/.local/state``."""
+    """Return where journals lie: ``$HEADWATER_HOME/runs``, or ``~/.local/state/headwater/runs``."""
     home = os.environ.get("HEADWATER_HOME") or Path("~/.local/state/headwater").expanduser()
     return str(Path(home) / "runs") if "://" not in str(home) else f"{home}/runs"
 
@@ -126,7 +126,7 @@ class Journal:
         self.append([["started", {**who, **header}]])
 
     def append(self, records: Sequence[Sequence[Any]]) -> None:
-        """Write records as one segment; they are safe when this returns. Nothing is written if there are none."""
+        """Write records, if there are any, as one segment; they are safe when this returns."""
         if not records:
             return
         data = json.dumps(list(records), separators=(",", ":"), default=str).encode()
@@ -134,7 +134,9 @@ class Journal:
         self._next += 1
         self.bytes += len(data)
 
-    def end(self, kind: str, error: BaseException | None = None, report: dict[str, Any] | None = None) -> None:
+    def end(
+        self, kind: str, error: BaseException | None = None, report: dict[str, Any] | None = None
+    ) -> None:
         """Write a run's last record.
 
         Args:
@@ -234,7 +236,10 @@ def _lives(header: dict[str, Any]) -> bool:
         return True
     try:
         process = psutil.Process(header["pid"])
-        return abs(process.create_time() - header["pid_started"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
+        return (
+            abs(process.create_time() - header["pid_started"]) < 2
+            and process.status() != psutil.STATUS_ZOMBIE
+        )
     except psutil.NoSuchProcess:
         return False
 
@@ -266,4 +271,6 @@ def _write_once(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
 
 def _no_run(run: str, base: str) -> SourceNotFoundError:
-    return SourceNotFoundError(f"there is no run {run!r} under {base}. `headwater runs` lists those there are.")
+    return SourceNotFoundError(
+        f"there is no run {run!r} under {base}. `headwater runs` lists those there are."
+    )

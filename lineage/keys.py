@@ -176,7 +176,9 @@ class _Encoder:
         return _frame(b"D", str(value).encode())
 
     def moment(self, value: datetime.date | datetime.time) -> bytes:
-        return _frame(b"m", f"{type(value).__name__} {value.isoformat()} {getattr(value, 'tzinfo', None)}".encode())
+        return _frame(
+            b"m", f"{type(value).__name__} {value.isoformat()} {getattr(value, 'tzinfo', None)}".encode()
+        )
 
     def duration(self, value: datetime.timedelta) -> bytes:
         return _frame(b"r", struct.pack("<qqq", value.days, value.seconds, value.microseconds))

@@ -175,7 +175,7 @@ def _merge_mean(groups: Groups, state: State) -> State:
 
 def _finish_mean(state: State, options: Options) -> pa.Array:
     count = state[1].to_numpy(zero_copy_only=False)
-    total = state[0].cast(pa.float64()).fill_null(0).to_numpy(zero_copy_only=False)
+    total = state[0].cast(pa.float64(), safe=False).fill_null(0).to_numpy(zero_copy_only=False)
     return pa.array(np.divide(total, count, out=np.zeros(len(count)), where=count > 0), mask=count == 0)
 
 

@@ -138,7 +138,7 @@ def _numpy_values(array: pa.Array, mask: np.ndarray | None) -> np.ndarray:
         width = type.list_size
         items, holes = to_arrays(array.values.slice(array.offset * width, len(array) * width))
         if holes is not None and mask is None:
-            raise TypeMismatchError(f"a column of {type} has nulls inside its lists, which arrays can't hold.")
+            raise TypeMismatchError(f"a column of {type} has nulls inside its lists, and arrays can't.")
         return _blank(items.reshape(len(array), width), mask)
     if _is_number(type):
         if mask is None:

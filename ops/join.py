@@ -230,7 +230,7 @@ class JoinKernel(Kernel):
                 context,
             )
             for rows, matches in parts:
-                if rows is None or matches is None:
+                if rows is None or not rows.rows or matches is None:
                     continue
                 joined = self._probe(rows.read(), self._side(matches.table()))
                 if (first := next(joined, None)) is None:

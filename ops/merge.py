@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from .kernel import Context, Stream
 from .morsels import slices
-from .ordering import SortKey, quantiles, segments, sort_indices
+from .ordering import SortKey, key_names, quantiles, segments, sort_indices
 from .spill import SpillFile
 
 #: rows sampled from each run for the choice of ranges
@@ -32,7 +32,7 @@ def merge_runs(runs: Sequence[SpillFile], keys: Sequence[SortKey], context: Cont
     """
     tables = [run.table() for run in runs if run.rows]
     size = sum(run.bytes for run in runs)
-    names = [key.column for key in keys]
+    names = key_names(keys)
     parts = 1 + 4 * size // max(context.memory_bytes, 1)
     parts = min(parts, sum(table.num_rows for table in tables) or 1, 65_536)
     samples, weights = [], []

@@ -31,6 +31,11 @@ class SortKey:
         )
 
 
+def key_names(keys: Sequence[SortKey]) -> list[str]:
+    """Return the columns of sort keys, each once."""
+    return list(dict.fromkeys(key.column for key in keys))
+
+
 def sort_indices(table: pa.Table, keys: Sequence[SortKey]) -> pa.Array:
     """Return the row numbers of a table in the order of the keys; equal rows keep their order.
 
@@ -97,7 +102,7 @@ def quantiles(rows: pa.Table, weights: np.ndarray, keys: Sequence[SortKey], coun
     Returns:
         At most ``count - 1`` distinct rows in the order of the keys.
     """
-    rows = rows.select([key.column for key in keys])
+    rows = rows.select(key_names(keys))
     if count < 2 or rows.num_rows == 0:
         return rows.schema.empty_table()
     order = sort_indices(rows, keys)

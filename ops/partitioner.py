@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ..errors import PlanError
 from ..lineage.hashing import hash_columns
-from .ordering import SortKey, quantiles, segments
+from .ordering import SortKey, key_names, quantiles, segments
 from .sample import random_stream
 
 _HALF = np.uint64(32)
@@ -134,7 +134,7 @@ class KeySampler:
     """
 
     def __init__(self, keys: Sequence[SortKey], seed_parts: Sequence[int | str], size: int = 1000):
-        self._names = [key.column for key in keys]
+        self._names = key_names(keys)
         self._draws = random_stream("keys", *seed_parts)
         self._size = size
         self._rows = 0

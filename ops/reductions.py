@@ -99,7 +99,8 @@ def extreme(groups: Groups, array: pa.Array, largest: bool) -> pa.Array:
     empty = np.bincount(codes, minlength=groups.count) == 0
     if pa.types.is_floating(type):
         result = np.full(groups.count, -np.inf if largest else np.nan, dtype=values.dtype)
-        (np.maximum if largest else np.fmin).at(result, codes, values)
+        with np.errstate(invalid="ignore"):
+            (np.maximum if largest else np.fmin).at(result, codes, values)
     else:
         limits = np.iinfo(values.dtype)
         result = np.full(groups.count, limits.min if largest else limits.max, dtype=values.dtype)
@@ -144,7 +145,7 @@ def _is_numeric(type: pa.DataType) -> bool:
 
 
 def _floats(array: pa.Array) -> pa.Array:
-    return array if pa.types.is_float64(array.type) else array.cast(pa.float64())
+    return array if pa.types.is_float64(array.type) else array.cast(pa.float64(), safe=False)
 
 
 def _valid(groups: Groups, array: pa.Array) -> tuple[np.ndarray, np.ndarray]:

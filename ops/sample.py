@@ -65,7 +65,7 @@ def random_stream(*key: str | int) -> np.random.Generator:
         >>> random_stream(7, "rows", 0).random() == random_stream(7, "rows", 0).random()
         True
     """
-    digest = xxhash.xxh3_128_intdigest("\0".join(repr(part) for part in key))
+    digest = xxhash.xxh3_128_intdigest("\0".join(repr(part) for part in key).encode())
     return np.random.Generator(np.random.Philox(key=[digest >> 64, digest & (2**64 - 1)]))
 
 

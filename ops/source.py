@@ -114,7 +114,8 @@ def read_exactly(
                 table = table.filter(mask)
             table = table.select(list(columns))
         if left is not None:
-            table = table.slice(0, left)
+            # Arrow doesn't bound a slice of no columns by the table's rows
+            table = table.slice(0, min(left, table.num_rows))
             left -= table.num_rows
         if table.num_rows:
             yield table

@@ -69,11 +69,13 @@ class SpillFile:
             return pa.ipc.open_file(source).read_all()
 
     def read(self) -> Iterator[pa.Table]:
-        """Yield the tables in the order written."""
+        """Yield the tables in the order written; an empty one for a file without rows."""
         with pa.memory_map(str(self.path)) as source:
             reader = pa.ipc.open_file(source)
             for index in range(reader.num_record_batches):
                 yield pa.Table.from_batches([reader.get_batch(index)])
+        if not self.rows:
+            yield self.schema.empty_table()
 
     def delete(self) -> None:
         """Remove the file; tables read from it stay valid."""

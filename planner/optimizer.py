@@ -87,7 +87,9 @@ def optimize(
     """
     known = RULE_NAMES + PHYSICAL_RULES
     if unknown := sorted(options.disabled_rules - set(known)):
-        raise ParameterError(f"disabled_rules: there is no rule {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
+        raise ParameterError(
+            f"disabled_rules: there is no rule {unknown[0]!r}. {did_you_mean(unknown[0], known)}"
+        )
     run = _Run(options.disabled_rules, check)
     start = run.intern(roots)
     plan = seal(start, lambda node: run.batches({"": node}, SIMPLIFY, PUSH_DOWN, TIDY, COLUMNS)[""])

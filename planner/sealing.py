@@ -72,7 +72,9 @@ def unseal(roots: Roots, only_narrow: bool = False) -> dict[str, Node]:
     stack = [node for node in walk(roots) if isinstance(node, Sealed)]
     while stack:
         sealed = stack[-1]
-        inner = [node for node in walk({"": sealed.content}) if isinstance(node, Sealed) and node not in opened]
+        inner = [
+            node for node in walk({"": sealed.content}) if isinstance(node, Sealed) and node not in opened
+        ]
         if inner and sealed not in opened:
             stack.extend(inner)
             continue

@@ -103,7 +103,9 @@ def _scan(node: Scan, splits: Sequence[Split]) -> Estimate:
 def _join(node: Join, left: Estimate, right: Estimate) -> Estimate:
     if node.how in ("semi", "anti"):
         return _scaled(left, MATCHING)
-    rows = max(left.rows, right.rows) if left.rows and right.rows else 0.0  # a key of one side refers to the other
+    rows = (
+        max(left.rows, right.rows) if left.rows and right.rows else 0.0
+    )  # a key of one side refers to the other
     if node.how == "left":
         rows = max(rows, left.rows)
     width = _row_bytes(left, node.left.schema)

@@ -122,13 +122,17 @@ def _check_operator(plan: PhysicalPlan, stage: Stage, operator: Operator, partit
         return
     if isinstance(operator, UnionStep):
         if sum(count for _, count in operator.branches) != partitions:
-            raise PlanError(f"stage {stage.id}: the branches of a union don't add up to {partitions} partitions")
+            raise PlanError(
+                f"stage {stage.id}: the branches of a union don't add up to {partitions} partitions"
+            )
         for branch, count in operator.branches:
             _check_operator(plan, stage, branch, count)
         return
     if isinstance(operator, ScanLeaf):
         if len(stage.splits[operator.slot]) != partitions:
-            raise PlanError(f"stage {stage.id}: {len(stage.splits[operator.slot])} splits, {partitions} partitions")
+            raise PlanError(
+                f"stage {stage.id}: {len(stage.splits[operator.slot])} splits, {partitions} partitions"
+            )
         return
     source = plan.stages[operator.stage]
     if source.schema != operator.schema:
@@ -140,7 +144,9 @@ def _check_operator(plan: PhysicalPlan, stage: Stage, operator: Operator, partit
     if isinstance(operator, BroadcastLeaf) and source.exchange is not None:
         raise PlanError(f"stage {stage.id} reads all of stage {source.id}, which is cut into segments")
     if isinstance(operator, ShuffleLeaf) and (source.exchange is None or source.exchange.count != partitions):
-        raise PlanError(f"stage {stage.id} reads {partitions} segments of stage {source.id}, which has others")
+        raise PlanError(
+            f"stage {stage.id} reads {partitions} segments of stage {source.id}, which has others"
+        )
 
 
 def _check_exchange(plan: PhysicalPlan, stage: Stage) -> None:

@@ -57,6 +57,16 @@ def count_text(count: float) -> str:
     return _scaled(count, 1000.0, ("", "k", "M", "G", "T"))
 
 
+def plural(count: int, noun: str) -> str:
+    """Write how many of something there are.
+
+    Example:
+        >>> plural(1, "row"), plural(12_000, "row")
+        ('1 row', '12,000 rows')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def bytes_text(count: float) -> str:
     """Write a number of bytes in binary units.
 

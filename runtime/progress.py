@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .display import bytes_text, count_text, seconds_text
+from .display import bytes_text, count_text, plural, seconds_text
 from .snapshot import Snapshot, StageSnapshot
 
 #: what a run reports its progress to
@@ -124,7 +124,7 @@ def is_done(stage: StageSnapshot) -> bool:
 
 def stage_line(stage: StageSnapshot, number: int, count: int, elapsed: float) -> str:
     """Write a finished stage as one line."""
-    size = f"{stage.total} partitions, {count_text(stage.rows)} rows, {bytes_text(stage.bytes)}"
+    size = f"{plural(stage.total, 'partition')}, {count_text(stage.rows)} rows, {bytes_text(stage.bytes)}"
     return f"[{seconds_text(elapsed):>7}] stage {number}/{count} done: {stage.label}: {size}"
 
 
@@ -179,12 +179,13 @@ def totals_line(snapshot: Snapshot) -> str:
     done = sum(map(is_done, snapshot.stages))
     running = sum(stage.running for stage in snapshot.stages)
     parts = [
-        f"{done}/{len(snapshot.stages)} stages",
-        f"{running} tasks on {snapshot.workers} workers",
+        f"{done}/{plural(len(snapshot.stages), 'stage')}",
+        f"{plural(running, 'task')} on {plural(snapshot.workers, 'worker')}",
         seconds_text(snapshot.elapsed),
     ]
     if snapshot.workers_lost or snapshot.tasks_retried:
-        parts.append(f"{snapshot.workers_lost} workers lost, {snapshot.tasks_retried} tasks retried")
+        lost = plural(snapshot.workers_lost, "worker")
+        parts.append(f"{lost} lost, {plural(snapshot.tasks_retried, 'task')} retried")
     left = seconds_left(snapshot)
     if left is not None and done < len(snapshot.stages):
         parts.append(f"about {seconds_text(left)} left")

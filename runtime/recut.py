@@ -51,7 +51,8 @@ def recut(
             if rows >= max_rows or bytes >= max_bytes:
                 yield joined(held, schema)
                 held, rows, bytes = [], 0, 0
-            table = table.slice(piece.num_rows)
+            left = table.num_rows - piece.num_rows
+            table = table.slice(piece.num_rows, left)  # without a length, rows of no columns never end
     if held:
         yield joined(held, schema)
 

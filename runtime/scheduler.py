@@ -186,7 +186,9 @@ class Scheduler:
             return
         label = self.stages[event.stage].stage.label
         where = f"{label}: {_range(task.partitions)}"
-        self._record(["failed", event.stage, event.id, event.attempt, event.kind.value, str(event.error)[:500]])
+        self._record(
+            ["failed", event.stage, event.id, event.attempt, event.kind.value, str(event.error)[:500]]
+        )
         if event.kind is FailureKind.USER:
             self._fail(event.error)
         elif event.kind is FailureKind.LOST:
@@ -194,13 +196,15 @@ class Scheduler:
         elif event.kind is FailureKind.FETCH:
             task.fetch_failures += 1
             if task.fetch_failures >= MAX_FETCH_FAILURES:
-                why = f"inputs could not be read in {MAX_FETCH_FAILURES} attempts. Can the workers reach each other?"
-                self._fail(_failed(f"{where}: {why} Last: {event.error}", event.error))
+                why = f"inputs could not be read in {MAX_FETCH_FAILURES} attempts, the last: {event.error}."
+                self._fail(_failed(f"{where}: {why} Can the workers reach each other?", event.error))
         else:
             task.refusals += 1
             if task.refusals >= MAX_DEATHS:
                 what = f"{type(event.error).__name__}: {event.error}"
-                self._fail(_failed(f"{where}: {MAX_DEATHS} attempts failed, the last with {what}", event.error))
+                self._fail(
+                    _failed(f"{where}: {MAX_DEATHS} attempts failed, the last with {what}", event.error)
+                )
         if self.error is None:
             self._requeue(task)
 
@@ -355,7 +359,9 @@ class Scheduler:
         self._tasks[task.id] = task
         partitions = tuple(partition_input(stage, int(p), self.stages) for p in task.partitions)
         broadcast = broadcast_inputs(stage, task.partitions, self.stages)
-        segments = [s for p in partitions for slot in p.slots.values() if isinstance(slot, tuple) for s in slot]
+        segments = [
+            s for p in partitions for slot in p.slots.values() if isinstance(slot, tuple) for s in slot
+        ]
         used = {s.node for s in segments} | {s.node for slot in broadcast.values() for s in slot}
         nodes = {node: addresses for node, addresses in self.placement.nodes().items() if node in used}
         record = Task(
@@ -461,8 +467,9 @@ def _failed(text: str, cause: BaseException) -> RunFailedError:
 
 def _non_deterministic(stage: StageRun, partition: int) -> NonDeterministicError:
     return NonDeterministicError(
-        f"{stage.stage.label}: partition {partition} was computed again and came out different. Functions given "
-        "to Headwater must return the same for the same rows: no clocks, no unseeded random numbers, no state."
+        f"{stage.stage.label}: partition {partition} was computed again and came out different. "
+        "Functions given to Headwater must return the same for the same rows: "
+        "no clocks, no unseeded random numbers, no state."
     )
 
 

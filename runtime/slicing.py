@@ -55,7 +55,5 @@ def slice_partitions(
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
     most = max(1, min(MAX_PARTITIONS, MAX_SEGMENTS // max(1, fan_in)))
     return [
-        run[at : at + most]
-        for run in np.split(partitions, starts[1:])
-        for at in range(0, len(run), most)
+        run[at : at + most] for run in np.split(partitions, starts[1:]) for at in range(0, len(run), most)
     ]

@@ -119,7 +119,9 @@ class StageRun:
     def on_node(self, node: str) -> np.ndarray:
         """Indices of partitions whose readable block is on a node."""
         alive = np.flatnonzero(self.alive)
-        return np.array([p for p in alive if (b := self.block(p)) is not None and b.node == node], dtype=np.int64)
+        return np.array(
+            [p for p in alive if (b := self.block(p)) is not None and b.node == node], dtype=np.int64
+        )
 
     def blocks_by_node(self) -> dict[str, np.ndarray]:
         """Indices of partitions with a readable block, by node."""

@@ -108,6 +108,8 @@ def _aggregate(function: str, of: object, **options: int) -> AggregateCall:
     from .expr import AggregateCall, Column, Expr
 
     if of is not None and not isinstance(of, str | Expr):
-        raise TypeMismatchError(f"{function}() takes a column name or an expression, not {of!r}. Write {function}('x').")
+        raise TypeMismatchError(
+            f"{function}() takes a column name or an expression, not {of!r}. Write {function}('x')."
+        )
     column = Column(of) if isinstance(of, str) else of
     return AggregateCall(function, () if column is None else (column,), tuple(sorted(options.items())))

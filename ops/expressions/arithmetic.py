@@ -28,7 +28,7 @@ _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def align_numbers(values: Sequence[Value], weak: Sequence[bool]) -> Sequence[Value]:
-    """Bring operands of arithmetic to one type; decimals keep their own scales; dates and durations theirs."""
+    """Bring operands of arithmetic to one type; decimals keep their scales, dates and durations theirs."""
     if any(pa.types.is_temporal(value.type) for value in values):
         return _align_times(values, weak)
     values = adopt_literals(values, weak)
@@ -140,7 +140,11 @@ def multiply(a: Value, b: Value) -> Value:
     if pa.types.is_duration(b.type):
         a, b = b, a
     if pa.types.is_duration(a.type) and pa.types.is_floating(b.type):
-        return pc.multiply(a.cast(pa.int64()).cast(pa.float64(), safe=False), b).cast(pa.int64(), safe=False).cast(a.type)
+        return (
+            pc.multiply(a.cast(pa.int64()).cast(pa.float64(), safe=False), b)
+            .cast(pa.int64(), safe=False)
+            .cast(a.type)
+        )
     return pc.multiply(a, b)
 
 
@@ -160,7 +164,7 @@ def divide(a: Value, b: Value) -> Value:
     return pc.divide(a, b)
 
 
-@register("floor_divide", align=align_numbers, symbol="//", strict=True)
+@register("floor_divide", align=align_numbers, symbol="//")
 def floor_divide(a: Value, b: Value) -> Value:
     """Division rounded down; null for integers by zero."""
     if pa.types.is_decimal(a.type) and pa.types.is_decimal(b.type):
@@ -212,7 +216,12 @@ def align_signed(values: Sequence[Value], weak: Sequence[bool]) -> Sequence[Valu
     return [value.cast(pa.int64()) if pa.types.is_null(value.type) else value for value in values]
 
 
-@register("negate", align=align_signed, symbol="-", hint="Write ~{0} to negate a boolean, -{0}.cast('int64') for a number.")
+@register(
+    "negate",
+    align=align_signed,
+    symbol="-",
+    hint="Write ~{0} to negate a boolean, -{0}.cast('int64') for a number.",
+)
 def negate(a: Value) -> Value:
     """The number with the other sign."""
     return pc.negate(a)

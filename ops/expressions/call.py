@@ -86,6 +86,11 @@ def register(name: str, **properties: Any) -> Callable[[Callable[..., Value]], C
     return decorate
 
 
+def unary(function: Callable[..., Value]) -> Callable[[Value], Value]:
+    """Return an Arrow function of one value as a kernel, without its other parameters."""
+    return lambda x: function(x)
+
+
 class Call(Expr):
     """A function of the registry applied to expressions."""
 
@@ -156,7 +161,9 @@ class Call(Expr):
         arrived = " and ".join(dict.fromkeys(type_name(type) for type in types))
         name = self.definition.symbol or self.function
         why = f" ({error})" if isinstance(error, NoCommonTypeError | pa.ArrowInvalid) else ""
-        return TypeMismatchError(f"{self}: '{name}' doesn't take {arrived}{why}. {self._hint(types)}".rstrip())
+        return TypeMismatchError(
+            f"{self}: '{name}' doesn't take {arrived}{why}. {self._hint(types)}".rstrip()
+        )
 
     def _hint(self, types: Sequence[pa.DataType]) -> str:
         if self.definition.hint:
@@ -184,7 +191,9 @@ class Call(Expr):
         if definition.notation == "function":
             return f"{self.function}({', '.join([*map(str, self.children), *self._shown_options()])})"
         rest = ", ".join([*map(str, self.children[1:]), *self._shown_options()])
-        return f"{operand(self.children[0])}.{self.function}({rest})"
+        first = self.children[0]
+        receiver = f"lit({first})" if isinstance(first, Literal) else operand(first)
+        return f"{receiver}.{self.function}({rest})"
 
     def _shown_options(self) -> list[str]:
         """Required options by position, others by name and only where they aren't the default."""

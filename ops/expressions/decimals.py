@@ -85,7 +85,9 @@ def _compute(
         a, b = _narrow(a), _narrow(b)
         if digits(a.type, b.type)[0] > MAX_DIGITS or not (_is_narrow(a) and _is_narrow(b)):
             a, b = _widen(a), _widen(b)
-            over = max(0, digits(a.type, b.type)[0] - _MAX_WIDE)  # a label too small harms nothing in 76 digits
+            over = max(
+                0, digits(a.type, b.type)[0] - _MAX_WIDE
+            )  # a label too small harms nothing in 76 digits
             a, b = _relabelled(a, a.type.precision - over), _relabelled(b, b.type.precision - over)
     return _fit(operation(a, b), result)
 
@@ -95,7 +97,9 @@ def _is_narrow(value: Value) -> bool:
 
 
 def _widen(value: Value) -> Value:
-    return value if not _is_narrow(value) else value.cast(pa.decimal256(value.type.precision, value.type.scale))
+    return (
+        value if not _is_narrow(value) else value.cast(pa.decimal256(value.type.precision, value.type.scale))
+    )
 
 
 def _narrow(value: Value) -> Value:
@@ -111,8 +115,6 @@ def _narrow(value: Value) -> Value:
     if digits <= MAX_DIGITS and not _is_narrow(value):
         return value.cast(pa.decimal128(digits, value.type.scale))
     return _relabelled(value, digits)
-
-
 
 
 def _relabelled(value: Value, digits: int) -> Value:
@@ -152,9 +154,15 @@ def _divmod(a: Value, b: Value) -> tuple[Value, Value]:
         b = _relabelled(b, b.type.precision - over)
     integer = pa.decimal256(_MAX_WIDE, 0)
     quotient = pc.divide(a, b).cast(pa.decimal256(_MAX_WIDE // 2, 0), safe=False)
-    a, b = _relabel_any(a, pa.decimal256(_MAX_WIDE // 2 - 1, 0)), _relabel_any(b, pa.decimal256(_MAX_WIDE // 2 - 1, 0))
+    a, b = (
+        _relabel_any(a, pa.decimal256(_MAX_WIDE // 2 - 1, 0)),
+        _relabel_any(b, pa.decimal256(_MAX_WIDE // 2 - 1, 0)),
+    )
     product = _relabel_any(pc.multiply(quotient, b), integer)
-    rest = pc.subtract(_relabel_any(a, pa.decimal256(_MAX_WIDE - 1, 0)), _relabel_any(product, pa.decimal256(_MAX_WIDE - 1, 0)))
+    rest = pc.subtract(
+        _relabel_any(a, pa.decimal256(_MAX_WIDE - 1, 0)),
+        _relabel_any(product, pa.decimal256(_MAX_WIDE - 1, 0)),
+    )
     zero, one = pa.scalar(Decimal(0), integer), pa.scalar(Decimal(1), pa.decimal256(_MAX_WIDE // 2, 0))
     crosses = pc.and_(pc.not_equal(rest, zero), pc.xor(pc.less(rest, zero), pc.less(b, zero.cast(b.type))))
     shifted = _relabel_any(pc.subtract(quotient, one), quotient.type)

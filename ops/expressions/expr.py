@@ -181,7 +181,9 @@ class AggregateCall(Expr):
     ``function`` names a record in `ops.aggregate.AGGREGATIONS`; no children means "of the rows".
     """
 
-    def __init__(self, function: str, children: Sequence[Expr] = (), options: tuple[tuple[str, Any], ...] = ()):
+    def __init__(
+        self, function: str, children: Sequence[Expr] = (), options: tuple[tuple[str, Any], ...] = ()
+    ):
         self.function = function
         self.children = tuple(children)
         self.options = options
@@ -206,7 +208,11 @@ class AggregateCall(Expr):
 
     def __str__(self) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in self.options)
-        return f"{operand(self.children[0])}.{self.function}({options})" if self.children else f"{self.function}()"
+        return (
+            f"{operand(self.children[0])}.{self.function}({options})"
+            if self.children
+            else f"{self.function}()"
+        )
 
 
 def operand(expr: Expr) -> str:
@@ -234,7 +240,9 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}…{text[-12:]}"
 
 
-def evaluate_column(expr: Expr, table: pa.Table, type: pa.DataType | None = None) -> pa.ChunkedArray | pa.Array:
+def evaluate_column(
+    expr: Expr, table: pa.Table, type: pa.DataType | None = None
+) -> pa.ChunkedArray | pa.Array:
     """Evaluate an expression to a column as long as the table, repeating a scalar.
 
     Args:

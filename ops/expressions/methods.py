@@ -101,11 +101,15 @@ class Methods:
         from .expr import Expr, Literal
 
         if isinstance(values, str | bytes | Expr) or not isinstance(values, Iterable):
-            raise TypeMismatchError(f"is_in() takes a list of values, not {values!r}. Write .is_in([{values!r}]).")
+            raise TypeMismatchError(
+                f"is_in() takes a list of values, not {values!r}. Write .is_in([{values!r}])."
+            )
         if isinstance(values, pa.Array | pa.ChunkedArray | np.ndarray):
             array = values if not isinstance(values, np.ndarray) else pa.array(values)
             array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-            return call("is_in", self, Literal(pa.ListArray.from_arrays([0, len(array)], array)[0], typed=True))
+            return call(
+                "is_in", self, Literal(pa.ListArray.from_arrays([0, len(array)], array)[0], typed=True)
+            )
         items = list(values) if not isinstance(values, set | frozenset) else sorted(values, key=repr)
         if any(isinstance(item, Expr) for item in items):
             return functools.reduce(operator.or_, [self == item for item in items])

@@ -28,7 +28,11 @@ MAX_DIGITS = 38
 _NAMED_TYPES: dict[str, pa.DataType] = {
     "bool": pa.bool_(),
     "boolean": pa.bool_(),
-    **{f"{sign}int{bits}": getattr(pa, f"{sign}int{bits}")() for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **{
+        f"{sign}int{bits}": getattr(pa, f"{sign}int{bits}")()
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
     "float16": pa.float16(),
     "float32": pa.float32(),
     "float64": pa.float64(),
@@ -234,7 +238,11 @@ def decimal_to_float(value: Value) -> Value:
     """Convert decimals to float64, correctly rounded up to 15 digits, so that 0.07 is 0.07."""
     scale = value.type.scale
     if not 0 <= scale <= 22 or isinstance(value, pa.Scalar):
-        return pa.scalar(_float(value.as_py()), pa.float64()) if isinstance(value, pa.Scalar) else value.cast("float64")
+        return (
+            pa.scalar(_float(value.as_py()), pa.float64())
+            if isinstance(value, pa.Scalar)
+            else value.cast("float64")
+        )
     wide = pa.decimal256 if pa.types.is_decimal256(value.type) else pa.decimal128
     return pc.divide(relabel(value, wide(value.type.precision, 0)).cast(pa.float64()), 10.0**scale)
 
@@ -282,7 +290,7 @@ def adopt_literals(values: Sequence[Value], weak: Sequence[bool], exact: bool = 
 
 
 def adopt(value: Value, target: pa.DataType, exact: bool = False) -> Value:
-    """Cast an untyped literal, or a literal list's values, to a type if they fit; otherwise return it as is."""
+    """Cast an untyped literal, or the values of a literal list, to a type if they fit."""
     source = value.type
     if source == target:
         return value
@@ -345,7 +353,9 @@ def _parse_literal(value: Value, target: pa.DataType) -> Value:
         except pa.ArrowInvalid:
             continue
         return pc.assume_timezone(parsed, timezone=zone) if zone and type is not target else parsed
-    raise NoCommonTypeError(f"{_python_values(value)[0]!r} is no {type_name(target)}; write it as 2024-01-31 or 2024-01-31 12:30:00")
+    raise NoCommonTypeError(
+        f"{_python_values(value)[0]!r} is no {type_name(target)}; write 2024-01-31 or 2024-01-31 12:30:00"
+    )
 
 
 def _temporal_literal(value: Value, target: pa.DataType) -> Value:

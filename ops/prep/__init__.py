@@ -1,1 +1,25 @@
-"""Preparation steps for training data: each a fit (an aggregation) and a transform (narrow)."""
+"""Preparation: steps that are fitted on some rows and change others."""
+
+from __future__ import annotations
+
+from .bucketize import Bucketize
+from .encode import OneHot, Ordinal
+from .fit import FittedNodes
+from .impute import Impute
+from .scale import MinMax, Standardize
+from .step import Chain, Step
+from .store import dump, load_text
+
+__all__ = [
+    "Bucketize",
+    "Chain",
+    "FittedNodes",
+    "Impute",
+    "MinMax",
+    "OneHot",
+    "Ordinal",
+    "Standardize",
+    "Step",
+    "dump",
+    "load_text",
+]

@@ -27,7 +27,11 @@ class Categories:
         for name in pc.unique(state.column("column")).to_pylist():
             rows = state.filter(pc.equal(state.column("column"), name)).combine_chunks()
             kind = rows.column("kind")[0].as_py()
-            columns[name] = (kind, rows.column("value").combine_chunks(), rows.column("count").combine_chunks())
+            columns[name] = (
+                kind,
+                rows.column("value").combine_chunks(),
+                rows.column("count").combine_chunks(),
+            )
         return cls(columns)
 
     def values(self, name: str, type: pa.DataType, step: str) -> pa.Array:
@@ -55,11 +59,15 @@ class Categories:
             return pa.array([], type), pa.array([], pa.int64())
         if (name, type) not in self._typed:
             kind, texts, counts = self._columns[name]
-            if kind != kind_of(type):
+            try:
+                values = texts.cast(type) if kind == kind_of(type) else None
+            except pa.ArrowInvalid:  # as 1000 in a column of int8
+                values = None
+            if values is None:
                 raise TypeMismatchError(
-                    f"{step}: it was fitted on {name!r} as {kind}, and here the column is {type}. Cast it first."
+                    f"{step}: it was fitted on {name!r} as {kind}, and those values don't fit the column "
+                    f"here, which is {type}. Cast it first."
                 )
-            values = texts.cast(type)
             order = pc.sort_indices(values)
             self._typed[name, type] = (values.take(order), counts.take(order))
         return self._typed[name, type]

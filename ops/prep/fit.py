@@ -24,7 +24,9 @@ from ..transform import Transform
 from .step import Step, missing, numbers
 
 #: value counts: the column, its kind of type, the value as text, how many rows have it
-COUNTS = pa.schema([("column", pa.string()), ("kind", pa.string()), ("value", pa.string()), ("count", pa.int64())])
+COUNTS = pa.schema(
+    [("column", pa.string()), ("kind", pa.string()), ("value", pa.string()), ("count", pa.int64())]
+)
 #: the state of a step that needs none
 NOTHING = pa.schema([("nothing", pa.int8())])
 
@@ -100,7 +102,9 @@ def _state(step: Step, together: Sequence[Step], rows: Node) -> Node:
 
 def _statistics(rows: Node, aggregations: tuple[Aggregation, ...]) -> Node:
     columns = _unique(aggregation.column for aggregation in aggregations)
-    return Aggregate(Project(rows, tuple((name, Present(Column(name))) for name in columns)), (), aggregations)
+    return Aggregate(
+        Project(rows, tuple((name, Present(Column(name))) for name in columns)), (), aggregations
+    )
 
 
 def _counts(rows: Node, columns: tuple[str, ...]) -> Node:

@@ -48,7 +48,8 @@ class Impute(Step):
         super().__init__(columns, strategy=strategy, fill_value=fill_value, indicator=indicator)
         if strategy == "median":
             raise ParameterError(
-                "Impute(strategy='median'): an exact median can't be merged from parts. Use 'mean' or 'most_frequent'."
+                "Impute(strategy='median'): an exact median can't be merged from parts. "
+                "Write 'mean' or 'most_frequent'."
             )
         self.choice("strategy", ("mean", "most_frequent", "constant"))
         if (strategy == "constant") != (fill_value is not None):
@@ -56,13 +57,15 @@ class Impute(Step):
                 f"{self}: strategy='constant' and fill_value go together, as "
                 "Impute('x', strategy='constant', fill_value=0)."
             )
-        lacking = [name for name in columns if isinstance(fill_value, Mapping) and fill_value.get(name) is None]
-        if lacking:
-            raise ParameterError(f"{self}: fill_value has nothing for {lacking[0]!r}. Give a value for each column.")
+        for name in columns if isinstance(fill_value, Mapping) else ():
+            if fill_value.get(name) is None:
+                raise ParameterError(f"{self}: fill_value lacks {name!r}. Give each column a value.")
 
     @property
     def takes(self) -> str:  # type: ignore[override]
-        return {"mean": "numbers", "most_frequent": "numbers, strings and dates"}.get(self._strategy, "any type")
+        return {"mean": "numbers", "most_frequent": "numbers, strings and dates"}.get(
+            self._strategy, "any type"
+        )
 
     def accepts(self, type: pa.DataType) -> bool:
         if self._strategy == "mean":
@@ -95,7 +98,9 @@ class Impute(Step):
             return state.to_pylist()[0]
         return Categories.of_counts(state) if self._strategy == "most_frequent" else None
 
-    def convert(self, name: str, column: pa.ChunkedArray, prepared: Any) -> Sequence[pa.Array | pa.ChunkedArray]:
+    def convert(
+        self, name: str, column: pa.ChunkedArray, prepared: Any
+    ) -> Sequence[pa.Array | pa.ChunkedArray]:
         absent = missing(column)
         type = float_type(column.type) if self._strategy == "mean" else column.type
         filled = column if column.type == type else column.cast(type, safe=False)

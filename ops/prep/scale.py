@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ...errors import HeadwaterError, ParameterError
 from ..aggregate import Aggregation
@@ -27,7 +26,7 @@ class _Scale(Step):
         if self.options["nulls"] == "error":
             self.refuse_missing(name, column, "Impute it first, or write nulls='keep'.")
         scale = prepared[name]
-        if scale is None and not pc.all(missing(column)).as_py():
+        if scale is None and not missing(column).to_numpy().all():
             raise HeadwaterError(
                 f"{self}: the rows it was fitted on have no value in {name!r}, so there is no scale for the "
                 "values here. Drop the column, or fit on rows that have values."
@@ -70,7 +69,9 @@ class Standardize(_Scale):
         super().__init__(columns, with_mean=with_mean, with_std=with_std, ddof=ddof, nulls=nulls)
         self.choice("nulls", _KEEP_OR_ERROR)
         if not isinstance(ddof, int) or ddof < 0:
-            raise ParameterError(f"Standardize(ddof={ddof!r}): give a whole number, 0 or more; 1 is the sample's.")
+            raise ParameterError(
+                f"Standardize(ddof={ddof!r}): give a whole number, 0 or more; 1 is the sample's."
+            )
 
     def statistics(self) -> tuple[Aggregation, ...]:
         return tuple(
@@ -93,14 +94,16 @@ class Standardize(_Scale):
         if mean is None:
             return None
         shift = mean if self.options["with_mean"] else 0.0
-        scale = np.sqrt(variance) if self.options["with_std"] and not _is_constant(count, mean, variance) else 1.0
+        scale = (
+            np.sqrt(variance) if self.options["with_std"] and not _is_constant(count, mean, variance) else 1.0
+        )
         return lambda values: standardize(values, shift, scale)
 
 
 def _is_constant(count: int, mean: float, variance: float | None) -> bool:
-    """Whether a variance is none but rounding; the bound is scikit-learn's, after Chan, Golub, LeVeque (1983)."""
+    """Whether a variance is only rounding; scikit-learn's bound, after Chan, Golub and LeVeque (1983)."""
     epsilon = np.finfo(np.float64).eps
-    return variance is None or variance <= count * epsilon * variance + (count * mean * epsilon) ** 2
+    return variance is None or bool(variance <= count * epsilon * variance + (count * mean * epsilon) ** 2)
 
 
 class MinMax(_Scale):

@@ -73,7 +73,9 @@ class Step:
         """Turn the fitted state into what `convert` wants; once a process."""
         return None
 
-    def convert(self, name: str, column: pa.ChunkedArray, prepared: Any) -> Sequence[pa.Array | pa.ChunkedArray]:
+    def convert(
+        self, name: str, column: pa.ChunkedArray, prepared: Any
+    ) -> Sequence[pa.Array | pa.ChunkedArray]:
         """Compute the columns that a column becomes, typed as `fields` says."""
         raise NotImplementedError
 
@@ -140,7 +142,8 @@ class Step:
         count = pc.sum(missing(column)).as_py()
         if count:
             raise HeadwaterError(
-                f"{self}: {count} of {len(column)} rows have no value in {name!r}, and nulls='error'. {instead}"
+                f"{self}: {count} of {len(column)} rows have no value in {name!r}, and nulls='error'. "
+                f"{instead}"
             )
 
     def writes(self) -> set[str]:
@@ -248,5 +251,3 @@ def numbers(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 def float_type(type: pa.DataType) -> pa.DataType:
     """The type of a numeric column once scaled: its own if it is a float, else float64."""
     return type if pa.types.is_floating(type) else pa.float64()
-
-

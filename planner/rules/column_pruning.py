@@ -135,7 +135,9 @@ def _kept_aggregations(node: Aggregate, needs: frozenset[str]):
     kept = tuple(a for a in node.aggregations if a.name in needs)
     if kept or node.keys:
         return kept
-    cheapest = min(node.aggregations, key=lambda a: (a.function != "count", a.column is not None), default=None)
+    cheapest = min(
+        node.aggregations, key=lambda a: (a.function != "count", a.column is not None), default=None
+    )
     return () if cheapest is None else (cheapest,)
 
 

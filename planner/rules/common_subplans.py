@@ -20,7 +20,9 @@ def common_subplans(roots: Roots) -> tuple[Roots, list[RuleEvent]]:
             continue
         if is_rereadable(node):
             what = node.source.describe() if isinstance(node, Scan) else title(node)
-            detail = f"{what}: read again by each of {counts[node]} consumers, as that costs no more than a block"
+            detail = (
+                f"{what}: read again by each of {counts[node]} consumers, as that costs no more than a block"
+            )
             events.append(RuleEvent(NAME, False, detail))
         else:
             events.append(RuleEvent(NAME, True, f"{title(node)}: computed once for {counts[node]} consumers"))

@@ -33,7 +33,9 @@ def constant_folding(roots: Roots) -> tuple[Roots, list[RuleEvent]]:
         if isinstance(node, Filter):
             predicate = fold(node.predicate, node.input.schema)
             if isinstance(predicate, Literal) and predicate.scalar.as_py() is True:
-                events.append(RuleEvent(NAME, True, f"Filter {node.predicate} keeps every row and is dropped"))
+                events.append(
+                    RuleEvent(NAME, True, f"Filter {node.predicate} keeps every row and is dropped")
+                )
                 return node.input
             return node if predicate is node.predicate else Filter(node.input, predicate)
         if isinstance(node, Project):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import pyarrow as pa
-
-from ...ops.expressions.analysis import is_trivial, substitute
-from ...ops.expressions.expr import Alias, Column, Expr, Literal
+from ...ops.expressions.analysis import is_deterministic_cheap, substitute
+from ...ops.expressions.expr import Alias, Column, Expr
 from ...ops.project import Project
 
 #: most terms an expression may have after inlining; keeps planning linear and evaluation shallow
@@ -15,16 +13,13 @@ MAX_TERMS = 200
 
 
 def definitions(project: Project) -> dict[str, Expr]:
-    """Return what each output column stands for, ready to be put in its place.
-
-    A literal is given its type, because an untyped one would take the type of its new surroundings.
-    """
+    """Return what each output column stands for."""
     return {name: _bare(expr) for name, expr in project.exprs}
 
 
 def inline(expr: Expr, mapping: Mapping[str, Expr]) -> Expr:
     """Write an expression over the columns that ``mapping`` defines its own columns by."""
-    if all(isinstance(mapping.get(name), Column) and mapping[name].name == name for name in expr.columns()):
+    if all(is_column(mapping.get(name), name) for name in expr.columns()):
         return expr
     return substitute(expr, mapping)
 
@@ -62,21 +57,21 @@ def column_uses(expr: Expr) -> list[str]:
 def is_identity(project: Project) -> bool:
     """Return whether a projection gives exactly its input's columns, in order."""
     return [name for name, _ in project.exprs] == project.input.schema.names and all(
-        isinstance(expr, Column) and expr.name == name for name, expr in project.exprs
+        is_column(expr, name) for name, expr in project.exprs
     )
+
+
+def is_column(expr: Expr | None, name: str) -> bool:
+    """Return whether an expression is that column as it is."""
+    return isinstance(expr, Column) and expr.name == name
 
 
 def is_cheap(expr: Expr) -> bool:
     """Return whether computing an expression twice costs nothing worth saving."""
-    return is_trivial(expr)
-
-
-def same_type(expr: Expr, schema: pa.Schema, type: pa.DataType) -> bool:
-    """Return whether an expression over a schema has the type it must keep."""
-    return expr.infer(schema) == type
+    return is_deterministic_cheap(expr)
 
 
 def _bare(expr: Expr) -> Expr:
     while isinstance(expr, Alias):
         expr = expr.children[0]
-    return Literal(expr.scalar, typed=True) if isinstance(expr, Literal) else expr
+    return expr

@@ -9,6 +9,7 @@ from ...ops.node import Node
 from ...ops.project import Project
 from ...ops.repartition import Repartition
 from ...ops.scan import Scan
+from ...ops.sort import Sort, TopK
 from ...ops.union import Union
 from ..plan import RuleEvent
 from ..rereading import is_rereadable
@@ -70,11 +71,13 @@ def _bound_scans(roots: Roots) -> tuple[Roots, list[RuleEvent]]:
         if bound is None:
             continue
         for child in node.inputs:
-            if _keeps_rows(node) and (counts[child] == 1 or (isinstance(child, Scan) and is_rereadable(child))):
+            if _keeps_rows(node) and (
+                counts[child] == 1 or (isinstance(child, Scan) and is_rereadable(child))
+            ):
                 bounds[child] = bound
             elif isinstance(node, Limit):
                 events.append(RuleEvent(NAME, False, f"Limit {bound}: {title(child)} is shared"))
-        if not _keeps_rows(node) and not isinstance(node, Scan):
+        if not _keeps_rows(node) and not isinstance(node, Scan | Sort | TopK):  # those are for top_k
             events.append(RuleEvent(NAME, False, f"Limit {bound} stays above {title(node)}"))
 
     def bounded(scan: Node, bound: int) -> Node:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ...ops.expressions.analysis import conjuncts
+from ...ops.expressions.analysis import conjuncts, may_raise
 from ...ops.filter import Filter
 from ...ops.node import Node
 from ..plan import RuleEvent
 from ..rewrite import Roots, consumers, over, walk
-from .predicates import all_of, may_raise
+from .predicates import all_of
 
 NAME = "merge_filters"
 
@@ -28,9 +28,11 @@ def merge_filters(roots: Roots) -> tuple[Roots, list[RuleEvent]]:
             continue
         if counts[node.input] > 1:
             events.append(RuleEvent(NAME, False, f"Filter {node.predicate}: the filter below it is shared"))
-        elif may_raise(node.predicate):
+        elif may_raise(node.predicate, node.input.schema):
             events.append(
-                RuleEvent(NAME, False, f"Filter {node.predicate} may raise on rows that the filter below drops")
+                RuleEvent(
+                    NAME, False, f"Filter {node.predicate} may raise on rows that the filter below drops"
+                )
             )
         else:
             run = runs.pop(node, [])
@@ -43,7 +45,9 @@ def merge_filters(roots: Roots) -> tuple[Roots, list[RuleEvent]]:
         elif node in runs:
             assert isinstance(node, Filter)
             parts = [part for item in (node, *reversed(runs[node])) for part in conjuncts(item.predicate)]
-            events.append(RuleEvent(NAME, True, f"{len(runs[node]) + 1} filters become one of {len(parts)} terms"))
+            events.append(
+                RuleEvent(NAME, True, f"{len(runs[node]) + 1} filters become one of {len(parts)} terms")
+            )
             done[node] = Filter(done[node.input], all_of(parts))
         else:
             done[node] = over(node, [done[child] for child in node.inputs])

@@ -33,7 +33,9 @@ def outer_join_elimination(roots: Roots) -> tuple[Roots, list[RuleEvent]]:
         if counts[old.inputs[0]] > 1:
             events.append(RuleEvent(NAME, False, f"{title(join)} is shared"))
             return node
-        events.append(RuleEvent(NAME, True, f"{title(join)} is inner, as {rejecting[0]} drops unmatched rows"))
+        events.append(
+            RuleEvent(NAME, True, f"{title(join)} is inner, as {rejecting[0]} drops unmatched rows")
+        )
         return Filter(replace(join, how="inner"), node.predicate)
 
     return rewrite(roots, step), events

@@ -15,7 +15,6 @@ from ...ops.join import Join
 from ...ops.node import Node
 from ...ops.project import Project
 from ...ops.repartition import Repartition
-from ...ops.sort import Sort
 from ...ops.union import Union
 from .inlining import MAX_TERMS, inline, inlined_terms
 
@@ -63,8 +62,6 @@ def passes(
     """
     if isinstance(node, Project):
         return _through_project(node, expr, mapping)
-    if isinstance(node, Sort):
-        return Verdict({0: expr})
     if isinstance(node, Union):
         return Verdict(dict.fromkeys(range(len(node.sources)), expr))
     if isinstance(node, Repartition):
@@ -75,7 +72,11 @@ def passes(
         return Verdict(reason=f"it may raise on rows that {type(node).__name__} drops")
     if isinstance(node, Distinct):
         others = columns - set(node.key_columns)
-        return Verdict(reason=f"Distinct doesn't keep rows apart by {_names(others)}") if others else Verdict({0: expr})
+        return (
+            Verdict(reason=f"Distinct doesn't keep rows apart by {_names(others)}")
+            if others
+            else Verdict({0: expr})
+        )
     if isinstance(node, Aggregate):
         return _through_aggregate(node, expr, columns)
     if isinstance(node, Join):

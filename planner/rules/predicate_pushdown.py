@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ...ops.expressions.analysis import conjuncts
+from ...ops.expressions.analysis import conjuncts, may_raise
 from ...ops.expressions.expr import Expr
 from ...ops.filter import Filter
 from ...ops.node import Node
 from ...ops.project import Project
 from ...ops.scan import Scan
+from ...ops.sort import Sort
 from ..plan import RuleEvent
 from ..rereading import is_rereadable
 from ..rewrite import Roots, consumers, over, title, walk
-from .inlining import definitions
+from .inlining import definitions, is_column
 from .passing import passes
-from .predicates import all_of, may_raise
+from .predicates import all_of
 
 NAME = "predicate_pushdown"
 
@@ -44,13 +45,14 @@ class Travelling:
     passed: tuple[str, ...]
     raises: bool
 
-    def below(self, node: Node, expr: Expr | None = None) -> Travelling:
+    def below(self, node: Node, expr: Expr | None = None, position: int = 0) -> Travelling:
         """Return the conjunct as it is after passing an operator."""
         name = type(node).__name__
         passed = self.passed if name in self.passed else (*self.passed, name)
-        if expr is None or expr is self.expr:
-            return replace(self, passed=passed)
-        return replace(self, expr=expr, columns=expr.columns(), passed=passed)
+        if expr is not None and expr is not self.expr:
+            raises = may_raise(expr, node.inputs[position].schema)
+            return replace(self, expr=expr, columns=expr.columns(), passed=passed, raises=raises)
+        return self if passed is self.passed else replace(self, passed=passed)
 
 
 def predicate_pushdown(roots: Roots) -> tuple[Roots, list[RuleEvent]]:
@@ -78,7 +80,7 @@ class _Pushdown:
 
     def descend(self, node: Node, arriving: list[Travelling]) -> None:
         if isinstance(node, Filter):
-            own = [_start(expr) for expr in conjuncts(node.predicate)]
+            own = [_start(expr, node) for expr in conjuncts(node.predicate)]
             stuck = [item for item in arriving if item.raises]
             for item in stuck:
                 self.stop(item, f"it may raise on rows that Filter {node.predicate} drops")
@@ -89,16 +91,20 @@ class _Pushdown:
         stay: list[Travelling] = []
         below: dict[int, list[Travelling]] = {}
         mapping = definitions(node) if isinstance(node, Project) and arriving else {}
+        kept = frozenset(name for name, expr in mapping.items() if is_column(expr, name))
         for item in arriving:
+            if isinstance(node, Sort) or (mapping and item.columns <= kept):
+                below.setdefault(0, []).append(item.below(node))
+                continue
             verdict = passes(node, item.expr, item.columns, item.raises, mapping)
             if not verdict.inputs:
                 stay.append(item)
                 self.stop(item, verdict.reason)
             for position, expr in verdict.inputs.items():
-                below.setdefault(position, []).append(item.below(node, expr))
+                below.setdefault(position, []).append(item.below(node, expr, position))
             for position, expr in verdict.inferred.items():
                 if self.is_free(node.inputs[position]):
-                    below.setdefault(position, []).append(item.below(node, expr))
+                    below.setdefault(position, []).append(item.below(node, expr, position))
         for position, items in below.items():
             self.send(node, position, items)
         self.staying[node] = stay
@@ -165,8 +171,8 @@ class _Pushdown:
         return Filter(new, all_of(_unique(items))) if items else new
 
 
-def _start(expr: Expr) -> Travelling:
-    return Travelling(expr, expr.columns(), str(expr), (), may_raise(expr))
+def _start(expr: Expr, node: Filter) -> Travelling:
+    return Travelling(expr, expr.columns(), str(expr), (), may_raise(expr, node.input.schema))
 
 
 def _unique(items: Sequence[Travelling]) -> list[Expr]:

@@ -1,11 +1,10 @@
-"""Predicates: conjunctions of many terms, and whether computing one may raise."""
+"""Predicates: conjunctions of many terms."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ...ops.expressions.analysis import conjunction
-from ...ops.expressions.call import Call
 from ...ops.expressions.expr import Expr
 
 
@@ -22,18 +21,3 @@ def all_of(terms: Sequence[Expr]) -> Expr:
         pairs = [conjunction(terms[i : i + 2]) for i in range(0, len(terms), 2)]
         terms = [pair for pair in pairs if pair is not None]
     return terms[0]
-
-
-def may_raise(expr: Expr) -> bool:
-    """Return whether an expression raises on some values, as a cast of text to a number does.
-
-    Such a predicate may have been written for the rows an operator below leaves, so it must not be
-    asked of the others.
-    """
-    stack = [expr]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, Call) and item.definition.raises:
-            return True
-        stack.extend(item.children)
-    return False

@@ -35,7 +35,12 @@ def redundant_operators(roots: Roots) -> tuple[Roots, list[RuleEvent]]:
 def _redundant(node: Node) -> str:
     if isinstance(node, Project) and is_identity(node):
         return "it gives its input's columns"
-    if isinstance(node, Limit) and node.count > 0 and isinstance(node.input, Aggregate) and not node.input.keys:
+    if (
+        isinstance(node, Limit)
+        and node.count > 0
+        and isinstance(node.input, Aggregate)
+        and not node.input.keys
+    ):
         return "its input is one row"
     if isinstance(node, Distinct):
         below = node.input

@@ -36,8 +36,12 @@ def sort_elimination(roots: Roots) -> tuple[Roots, list[RuleEvent]]:
             why = "nothing above depends on its order" if node not in ordered else "it reads a single row"
             events.append(RuleEvent(NAME, True, f"{title(node)}: {why}"))
             new = new.inputs[0]
-        elif isinstance(node, Sort | TopK) and isinstance(new.inputs[0], Sort) and _covers(node, new.inputs[0]):
-            events.append(RuleEvent(NAME, True, f"{title(new.inputs[0])}: {title(node)} decides the whole order"))
+        elif (
+            isinstance(node, Sort | TopK) and isinstance(new.inputs[0], Sort) and _covers(node, new.inputs[0])
+        ):
+            events.append(
+                RuleEvent(NAME, True, f"{title(new.inputs[0])}: {title(node)} decides the whole order")
+            )
             new = over(new, [new.inputs[0].inputs[0]])
         done[node] = new
     return {name: done[node] for name, node in roots.items()}, events

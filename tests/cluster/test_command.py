@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from headwater.cli import INTERRUPTED, OK, execute
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 WAITING = '''
 import os
@@ -75,9 +74,9 @@ def test_ctrl_c_stops_cleanly_and_leaves_nothing(tmp_path: Path):
         os.mkfifo(pipe)
     scratch = tmp_path / "scratch"
     names = {"TEST_STARTED": str(started), "TEST_GO_ON": str(go_on), "HEADWATER_SCRATCH": str(scratch)}
+    command = ["run", str(file), "--workers", "1", "--param", f"out={tmp_path / 'out'}"]
     run = subprocess.Popen(
-        [sys.executable, "-m", "headwater.cli", "run", str(file), "--workers", "1"]
-        + ["--param", f"out={tmp_path / 'out'}"],
+        [sys.executable, "-m", "headwater.cli", *command],
         env={**os.environ, **names},
         stderr=subprocess.PIPE,
         text=True,

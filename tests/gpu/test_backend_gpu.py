@@ -3,8 +3,15 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-
-from headwater.ops.backend import bucket_index, from_arrays, one_hot, rescale, standardize, to_arrays, use_backend
+from headwater.ops.backend import (
+    bucket_index,
+    from_arrays,
+    one_hot,
+    rescale,
+    standardize,
+    to_arrays,
+    use_backend,
+)
 
 pytestmark = pytest.mark.gpu
 pytest.importorskip("cupy")

@@ -1,11 +1,12 @@
 """Fingerprints of random tables, cut at random, merge to that of the whole."""
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
+from headwater.lineage.fingerprint import Fingerprint, content_digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from headwater.lineage.fingerprint import Fingerprint, content_digest
 
 SCHEMA = pa.schema([("i", pa.int32()), ("f", pa.float64()), ("s", pa.string()), ("l", pa.list_(pa.int8()))])
 
@@ -25,11 +26,15 @@ def table_of(records):
 
 def cut(table, points):
     edges = [0, *sorted(min(p, len(table)) for p in points), len(table)]
-    return [table[a:b] for a, b in zip(edges, edges[1:])]
+    return [table[a:b] for a, b in pairwise(edges)]
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(rows, max_size=20), st.lists(st.integers(0, 20), max_size=5), st.lists(st.integers(0, 20), max_size=5))
+@given(
+    st.lists(rows, max_size=20),
+    st.lists(st.integers(0, 20), max_size=5),
+    st.lists(st.integers(0, 20), max_size=5),
+)
 def test_merging_doesnt_depend_on_the_cut(records, one, two):
     table = table_of(records)
     digests = []
@@ -37,7 +42,6 @@ def test_merging_doesnt_depend_on_the_cut(records, one, two):
         parts = [Fingerprint(SCHEMA).update(pa.concat_tables([part])) for part in cut(table, points)]
         digests.append(content_digest([part.hexdigest() for part in parts], SCHEMA))
     assert digests[0] == digests[1]
-
 
 
 def bits(record):

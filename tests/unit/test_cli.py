@@ -145,7 +145,7 @@ TWO = (
         (["{file}", "--workers", "2"], r"give one of them"),
         (
             ["{file}", "--param", "column=fair"],
-            r"no column 'fair'. Did you mean 'fare'(.|\n)*rides\.py:23",
+            r"no column 'fair'. Did you mean 'fare'(.|\n)*rides\.py:21",
         ),
         (["{file}", "--param", "out={folder}"], r"(?i)already|exists|holds"),
         (["{file}", "--nonsense"], r"No such option"),

@@ -1,9 +1,10 @@
 """Fingerprints: the polynomial by brute force, sensitivity, text form."""
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pytest
-
 from headwater.errors import ParameterError, SchemaMismatchError
 from headwater.lineage.fingerprint import _RATIOS, _SECOND_LANE, Fingerprint, content_digest
 from headwater.lineage.hashing import hash_columns, mix
@@ -30,7 +31,7 @@ def test_parsed_fingerprints_merge(points):
     table = pa.table({"x": np.arange(40_000) % 1000})
     edges = [0, *points, len(table)]
     merged = Fingerprint()
-    for start, stop in zip(edges, edges[1:]):
+    for start, stop in pairwise(edges):
         merged.merge(Fingerprint.parse(fingerprint(table[start:stop])))
     assert merged.rows == 40_000
     assert merged.hexdigest() == fingerprint(table)

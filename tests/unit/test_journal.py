@@ -9,7 +9,6 @@ import sys
 
 import fsspec
 import pytest
-
 from headwater.errors import ParameterError, SourceNotFoundError
 from headwater.lineage.journal import Journal, default_root, list_runs, read
 
@@ -53,7 +52,12 @@ def test_opened_journal_goes_on_behind_the_last_segment(root):
 
 @pytest.mark.parametrize(
     ("kind", "state"),
-    [("finished", "finished"), ("failed run", "failed"), ("interrupted", "interrupted"), ("stopped", "stopped")],
+    [
+        ("finished", "finished"),
+        ("failed run", "failed"),
+        ("interrupted", "interrupted"),
+        ("stopped", "stopped"),
+    ],
 )
 def test_state_follows_the_last_record(root, kind, state):
     journal = Journal.create(root, {"pipeline": "rides"})

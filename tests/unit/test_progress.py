@@ -88,7 +88,7 @@ def test_the_live_table_ends_with_the_last_state(terminal):
     assert "scan > step 0" in last
     assert "4/4" in last
     assert "1/4" in last
-    assert "1/2 stages, 1 tasks on 4 workers, 9.0 s" in last
+    assert "1/2 stages, 1 task on 4 workers, 9.0 s" in last
 
 
 def test_the_live_table_is_repainted_ten_times_a_second_at_most(terminal):
@@ -121,7 +121,7 @@ def test_time_left_is_told_once_it_means_something():
 
 
 def test_losses_are_told():
-    assert "1 workers lost, 3 tasks retried" in totals_line(snapshot(stage(0, 1), lost=1, retried=3))
+    assert "1 worker lost, 3 tasks retried" in totals_line(snapshot(stage(0, 1), lost=1, retried=3))
     assert "lost" not in totals_line(snapshot(stage(0, 1)))
 
 

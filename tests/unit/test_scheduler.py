@@ -8,9 +8,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from headwater.errors import NonDeterministicError, RunFailedError, UserFunctionError
 from headwater.ops import partitioner as partitioners
 from headwater.ops.kernel import Kernel
@@ -51,6 +48,8 @@ from headwater.runtime.scheduler_events import (
 from headwater.runtime.slicing import slice_partitions
 from headwater.runtime.stage_inputs import leaf_ranges
 from headwater.runtime.task import Block, Metrics, PartitionResult, Task, TaskResult
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 SCHEMA = pa.schema([("x", pa.int64())])
 MB = 1 << 20
@@ -89,7 +88,15 @@ def result_of(task: Task, stage: Stage, node: str, worker: str, sizes=lambda p, 
         name = f"s{task.stage}-p{item.index}-a{task.attempt}"
         rows = np.array([n // 10 for n in lengths])
         block = Block(
-            task.stage, item.index, task.attempt, node, name, offsets, rows, int(offsets[-1]), f"f{item.index}"
+            task.stage,
+            item.index,
+            task.attempt,
+            node,
+            name,
+            offsets,
+            rows,
+            int(offsets[-1]),
+            f"f{item.index}",
         )
         sample = KeySample(int(rows.sum()), pa.table({"x": [item.index]})) if stage.sample else None
         done.append(PartitionResult(item.index, int(rows.sum()), block.fingerprint, block, (), sample))
@@ -150,7 +157,9 @@ class Cluster:
 
     def missing(self, task: Task) -> tuple[tuple[int, int, int], ...]:
         slots = [slot for item in task.partitions for slot in item.slots.values() if isinstance(slot, tuple)]
-        keys = [(s.stage, s.partition, s.attempt) for slot in (*slots, *task.broadcast.values()) for s in slot]
+        keys = [
+            (s.stage, s.partition, s.attempt) for slot in (*slots, *task.broadcast.values()) for s in slot
+        ]
         return tuple(dict.fromkeys(key for key in keys if key not in self.blocks))
 
     def result(self, launch: Launch) -> TaskResult:
@@ -205,7 +214,9 @@ def test_reducer_reads_its_segment_of_every_map_in_order_and_skips_empty_ones():
     cluster = Cluster(map_reduce(4, 3), sizes)
     cluster.join(("w1", "a"), threads=4)
     cluster.run()
-    reducers = {i.index: i for launch in cluster.of(Launch) if launch.task.stage == 1 for i in launch.task.partitions}
+    reducers = {
+        i.index: i for launch in cluster.of(Launch) if launch.task.stage == 1 for i in launch.task.partitions
+    }
     assert [s.partition for s in reducers[0].slots[0]] == [0, 1, 2, 3]
     assert [s.partition for s in reducers[1].slots[0]] == [0, 1, 3]
     assert [(s.offset, s.length) for s in reducers[2].slots[0]] == [
@@ -519,7 +530,9 @@ def test_leaf_ranges_agree_with_the_plan():
 
 
 def diamond() -> PhysicalPlan:
-    both = Step(Kernel(), (ShuffleLeaf(0, 1, SCHEMA), BlockLeaf(1, 2, SCHEMA), BroadcastLeaf(2, 0, SCHEMA)), SCHEMA)
+    both = Step(
+        Kernel(), (ShuffleLeaf(0, 1, SCHEMA), BlockLeaf(1, 2, SCHEMA), BroadcastLeaf(2, 0, SCHEMA)), SCHEMA
+    )
     return PhysicalPlan(
         (
             scan(0, [40 * MB] * 5, hashed(4)),

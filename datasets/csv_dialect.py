@@ -1,0 +1,135 @@
+"""Dialect: how a CSV file is written; its header found and its lines parsed accordingly."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pcsv
+
+from ..errors import ParameterError, SchemaMismatchError
+from .files import DataFile
+from .lines import LineReader
+
+#: unquoted texts that mean null; NaN isn't among them, as Headwater tells NaN from null
+NULL_VALUES = ("", "NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NULL", "null", "None")
+
+_HEAD_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a CSV file is written. See `csv_source`."""
+
+    delimiter: str = ","
+    quote: str | None = '"'
+    header: bool | tuple[str, ...] = True
+    skip_rows: int = 0
+    null_values: tuple[str, ...] = NULL_VALUES
+    quoted_nulls: bool = False
+    newlines_in_values: bool = False
+
+    def parse_options(self, invalid_row_handler: Any = None) -> pcsv.ParseOptions:
+        return pcsv.ParseOptions(
+            delimiter=self.delimiter,
+            quote_char=self.quote or False,
+            newlines_in_values=self.newlines_in_values,
+            invalid_row_handler=invalid_row_handler,
+        )
+
+    def convert_options(
+        self, types: Mapping[str, pa.DataType], include: Sequence[str]
+    ) -> pcsv.ConvertOptions:
+        return pcsv.ConvertOptions(
+            column_types=dict(types),
+            include_columns=list(include),
+            null_values=list(self.null_values),
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=self.quoted_nulls,
+        )
+
+
+def read_header(reader: LineReader, file: DataFile, dialect: Dialect) -> tuple[int, tuple[str, ...]]:
+    """Return where a file's rows start and its column names; no names if it is empty."""
+    size = _HEAD_BYTES
+    while True:
+        offset, head = reader.head(file, size=size)
+        found = _split_header(head, dialect)
+        if found is not None or len(head) < size // 2:
+            break
+        size *= 4
+    if found is None:
+        return offset + len(head), ()
+    length, values = found
+    if isinstance(dialect.header, tuple):
+        names = dialect.header
+    elif dialect.header:
+        names = tuple(value or f"column_{i}" for i, value in enumerate(values))
+    else:
+        names = tuple(f"column_{i}" for i in range(len(values)))
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise SchemaMismatchError(
+            f"{file.path}: the header has {', '.join(map(repr, twice))} more than once. "
+            "Pass header=[…] with distinct names and skip_rows=1."
+        )
+    return offset + length, names
+
+
+def parse_csv(
+    block: bytes,
+    dialect: Dialect,
+    names: Sequence[str],
+    types: Mapping[str, pa.DataType],
+    include: Sequence[str],
+    invalid: list[pcsv.InvalidRow],
+) -> pa.Table:
+    """Parse whole lines without a header; rows of the wrong width are left out and put into ``invalid``."""
+
+    def remember(row: pcsv.InvalidRow) -> str:
+        invalid.append(row)
+        return "skip"
+
+    read = pcsv.ReadOptions(column_names=list(names), use_threads=False, block_size=len(block) + 1)
+    convert = dialect.convert_options(types, include)
+    return pcsv.read_csv(
+        pa.py_buffer(block),
+        read_options=read,
+        parse_options=dialect.parse_options(remember),
+        convert_options=convert,
+    )
+
+
+def _split_header(head: bytes, dialect: Dialect) -> tuple[int, list[str]] | None:
+    """Return the bytes before the first row and the first line's values; None if there is no line."""
+    start = 0
+    for _ in range(dialect.skip_rows):
+        start = head.find(b"\n", start) + 1
+        if not start:
+            return None
+    text = io.StringIO(head[start:].decode("utf-8", "replace"), newline="\n")
+    quoting = csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE
+    rows = csv.reader(text, delimiter=dialect.delimiter, quotechar=dialect.quote or '"', quoting=quoting)
+    values = next((row for row in rows if row), None)
+    if values is None:
+        return None
+    if dialect.header is not True:
+        return start, values
+    for _ in range(rows.line_num):
+        start = head.find(b"\n", start) + 1 or len(head)
+    return start, values
+
+
+def check_dialect(dialect: Dialect) -> None:
+    """Raise ParameterError for options that are out of range."""
+    for name, value in (("delimiter", dialect.delimiter), ("quote", dialect.quote)):
+        if value is not None and (not isinstance(value, str) or len(value) != 1 or not value.isascii()):
+            raise ParameterError(f"csv_source: {name} must be one ASCII character, not {value!r}.")
+    if not isinstance(dialect.skip_rows, int) or dialect.skip_rows < 0:
+        raise ParameterError(f"csv_source: skip_rows must be 0 or more, not {dialect.skip_rows!r}.")
+    if dialect.newlines_in_values and dialect.quote is None:
+        raise ParameterError("csv_source: newlines_in_values needs a quote character. Write quote='\"'.")

@@ -1,0 +1,83 @@
+"""The physical plan: logical nodes, bottom up, become fragments, and fragments stages.
+
+Stages are cut where rows have to move, and where several consumers read the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..ops.node import Node
+from ..ops.write import Write
+from .lowering import Lowering
+from .options import PlanOptions
+from .plan import PhysicalPlan, RuleEvent
+from .rereading import is_rereadable
+from .rewrite import consumers, intern, walk
+from .stages import Fragment, StageBuilder
+
+
+def build_plan(
+    roots: Mapping[str, Node], options: PlanOptions, trace: Sequence[RuleEvent] = ()
+) -> PhysicalPlan:
+    """Build the stages of a logical plan.
+
+    Args:
+        roots: output name to node, optimized or not.
+        options: sizes that decide partition counts and broadcasts.
+        trace: what the optimizer did; physical decisions are added behind it.
+
+    Returns:
+        Stages in an order in which each comes after those it reads. Every stage has at least one
+        partition. The outputs' stages have no exchange; equal outputs share a stage.
+
+    Raises:
+        PlanError: a node that can't be run.
+
+    Example:
+        >>> build_plan({}, PlanOptions()).stages
+        ()
+    """
+    return _Planner(intern(roots), options).plan(trace)
+
+
+class _Planner:
+    def __init__(self, roots: Mapping[str, Node], options: PlanOptions):
+        self.roots = roots
+        self.builder = StageBuilder()
+        self.low = Lowering(options, self.builder)
+        self.counts = consumers(roots)
+        self.fragments: dict[Node, Fragment] = {}
+
+    def plan(self, trace: Sequence[RuleEvent]) -> PhysicalPlan:
+        outputs = set(self.roots.values())
+        ids: dict[Node, int] = {}
+        for node in walk(self.roots):
+            if isinstance(node, Write):
+                ids[node] = self.write(node)
+                continue
+            if is_rereadable(node) and node not in outputs:
+                continue  # lowered anew for each consumer
+            fragment = self.low.lower(node, [self.read(child) for child in node.inputs])
+            if node in outputs:
+                ids[node] = self.builder.cut(fragment)
+            self.fragments[node] = self.builder.blocks(fragment) if self.is_shared(node) else fragment
+        named = {name: ids[node] for name, node in self.roots.items()}
+        return PhysicalPlan(tuple(self.builder.stages), named, (*trace, *self.builder.events))
+
+    def is_shared(self, node: Node) -> bool:
+        return self.counts[node] > 1 and not is_rereadable(node)
+
+    def read(self, node: Node) -> Fragment:
+        """Return a fragment of a node for one more consumer."""
+        if is_rereadable(node):
+            return self.low.lower(node, [self.read(child) for child in node.inputs])
+        fragment = self.fragments[node]
+        return self.builder.blocks(fragment) if self.is_shared(node) else fragment
+
+    def write(self, node: Write) -> int:
+        """End a stage in a sink; a sink of one file gets all rows in one partition."""
+        below = self.read(node.input)
+        if node.sink.single_file:
+            below = self.builder.gather(below)
+        return self.builder.write(below, node)

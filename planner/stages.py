@@ -1,0 +1,223 @@
+"""Stages: fragments of fused operators, and the builder that cuts them into stages at exchanges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from ..lineage.keys import lineage_key
+from ..ops.kernel import Kernel
+from ..ops.partitioner import HashPartitioner, Partitioner, RangePartitioner, SinglePartitioner
+from ..ops.sink import Sink
+from ..ops.sort import SortKey
+from ..ops.source import Split
+from ..ops.write import Write
+from .partitioning import Hashed, Partitioning
+from .plan import (
+    BlockLeaf,
+    BroadcastLeaf,
+    Estimate,
+    Exchange,
+    Operator,
+    RuleEvent,
+    ShuffleLeaf,
+    Stage,
+    Step,
+    UnionStep,
+    all_leaves,
+)
+
+#: most operators on a path through one stage; a longer chain is cut, so that programs pickle and run
+#: without deep recursion
+MAX_DEPTH = 64
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """An operator tree on its way to becoming a stage, or the part of one.
+
+    Attributes:
+        operator: the tree.
+        partitions: how many it computes.
+        schema: of its rows.
+        key: lineage key of its rows.
+        estimate: of all partitions together.
+        labels: its operators in words, first to last.
+        splits: for each scan leaf's slot, its splits.
+        known: what is known about where rows lie.
+        depth: operators on the longest path from a leaf.
+    """
+
+    operator: Operator
+    partitions: int
+    schema: pa.Schema
+    key: str
+    estimate: Estimate
+    labels: tuple[str, ...] = ()
+    splits: Mapping[int, tuple[Split, ...]] = field(default_factory=dict)
+    known: Partitioning = None
+    depth: int = 0
+
+
+class StageBuilder:
+    """Collects stages. Equal stages (equal keys) are made once."""
+
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []
+        self.events: dict[RuleEvent, None] = {}
+        self._by_key: dict[str, int] = {}
+        self._slots = 0
+
+    def slot(self) -> int:
+        """Return a slot number that no other leaf of the plan has."""
+        self._slots += 1
+        return self._slots - 1
+
+    def trace(self, rule: str, fired: bool, detail: str) -> None:
+        """Note a decision, once."""
+        self.events[RuleEvent(rule, fired, detail)] = None
+
+    def step(
+        self,
+        kernel: Kernel,
+        inputs: Sequence[Fragment],
+        schema: pa.Schema,
+        key: str,
+        estimate: Estimate,
+        label: str,
+        known: Partitioning = None,
+    ) -> Fragment:
+        """Fuse an operator onto its inputs; the first one decides the partitions."""
+        inputs = [self.blocks(item) if item.depth >= MAX_DEPTH else item for item in inputs]
+        splits = {slot: item for fragment in inputs for slot, item in fragment.splits.items()}
+        return Fragment(
+            operator=Step(kernel, tuple(item.operator for item in inputs), schema),
+            partitions=inputs[0].partitions,
+            schema=schema,
+            key=key,
+            estimate=estimate,
+            labels=(*inputs[0].labels, label),
+            splits=splits,
+            known=known,
+            depth=1 + max(item.depth for item in inputs),
+        )
+
+    def union(
+        self, branches: Sequence[Fragment], schema: pa.Schema, key: str, estimate: Estimate
+    ) -> Fragment:
+        """Put the partitions of several fragments behind each other."""
+        branches = [self.blocks(item) if item.depth >= MAX_DEPTH else item for item in branches]
+        texts = list(dict.fromkeys(" > ".join(item.labels) or "blocks" for item in branches))
+        listed = " | ".join(texts[:3]) + (" | …" if len(texts) > 3 else "")
+        return Fragment(
+            operator=UnionStep(tuple((item.operator, item.partitions) for item in branches), schema),
+            partitions=sum(item.partitions for item in branches),
+            schema=schema,
+            key=key,
+            estimate=estimate,
+            labels=(f"union of {len(branches)} ({listed})",),
+            splits={slot: item for fragment in branches for slot, item in fragment.splits.items()},
+            depth=1 + max(item.depth for item in branches),
+        )
+
+    def cut(self, fragment: Fragment, exchange: Exchange | None = None) -> int:
+        """Make a stage of a fragment, or find the one it reads if that is all it does; return its id."""
+        if isinstance(fragment.operator, BlockLeaf) and exchange is None:
+            return fragment.operator.stage
+        key = self._key(fragment, exchange)
+        if key not in self._by_key:
+            self._by_key[key] = self._append(fragment, key, exchange)
+        return self._by_key[key]
+
+    def write(self, fragment: Fragment, node: Write) -> int:
+        """Make a stage that ends in a sink; return its id."""
+        fragment = replace(fragment, key=node.key, labels=(*fragment.labels, f"write {node.sink.describe()}"))
+        return self._append(fragment, self._key(fragment, None), None, node.sink)
+
+    def blocks(self, fragment: Fragment) -> Fragment:
+        """Cut a fragment and read its blocks: a narrow dependency."""
+        stage = self.cut(fragment)
+        leaf = BlockLeaf(self.slot(), stage, fragment.schema)
+        return replace(fragment, operator=leaf, labels=(), splits={}, depth=0)
+
+    def broadcast(self, fragment: Fragment) -> Fragment:
+        """Cut a fragment and read all of it in every partition."""
+        stage = self.cut(fragment)
+        leaf = BroadcastLeaf(self.slot(), stage, fragment.schema)
+        return replace(fragment, operator=leaf, labels=(), splits={}, depth=0, known=None)
+
+    def shuffle(self, fragment: Fragment, partitioner: Partitioner) -> Fragment:
+        """Cut a fragment with an exchange and read segment i in partition i: a wide dependency."""
+        return self._segments(fragment, Exchange(partitioner))
+
+    def gather(self, fragment: Fragment) -> Fragment:
+        """Bring all rows to one partition, in order; nothing to do where there is one already."""
+        return fragment if fragment.partitions == 1 else self.shuffle(fragment, SinglePartitioner())
+
+    def hashed(self, fragment: Fragment, keys: Sequence[str], count: int) -> Fragment:
+        """Bring rows with equal keys together."""
+        if count == 1:
+            return self.gather(fragment)
+        return self.shuffle(fragment, HashPartitioner(tuple(keys), count))
+
+    def ranged(self, fragment: Fragment, keys: tuple[SortKey, ...], count: int) -> Fragment:
+        """Bring rows into ranges of the sort order, whose boundaries come from a sample of the blocks."""
+        sampled = self._sampled(fragment, keys)
+        leaf = BlockLeaf(self.slot(), sampled, fragment.schema)
+        blocks = replace(fragment, operator=leaf, labels=(), splits={}, depth=0)
+        return self._segments(blocks, Exchange(RangePartitioner(keys, count), boundaries_from=sampled))
+
+    def _segments(self, fragment: Fragment, exchange: Exchange) -> Fragment:
+        stage = self.cut(fragment, exchange)
+        partitioner = exchange.partitioner
+        known = (
+            Hashed(partitioner.keys, partitioner.count) if isinstance(partitioner, HashPartitioner) else None
+        )
+        return Fragment(
+            operator=ShuffleLeaf(self.slot(), stage, fragment.schema),
+            partitions=exchange.count,
+            schema=fragment.schema,
+            key=self.stages[stage].key,
+            estimate=fragment.estimate,
+            known=known,
+        )
+
+    def _sampled(self, fragment: Fragment, keys: tuple[SortKey, ...]) -> int:
+        """Cut a fragment into a stage that also leaves a sample of its keys."""
+        stage = self.stages[self.cut(fragment)]
+        if stage.sample not in ((), keys):
+            copy = lineage_key("Sampled", [str(key) for key in keys], [stage.key])
+            if copy not in self._by_key:
+                self._by_key[copy] = self._append(self.blocks(fragment), copy, None)
+            stage = self.stages[self._by_key[copy]]
+        self.stages[stage.id] = replace(stage, sample=keys)
+        return stage.id
+
+    def _key(self, fragment: Fragment, exchange: Exchange | None) -> str:
+        parents = [
+            self.stages[leaf.stage].key for leaf in all_leaves(fragment.operator) if hasattr(leaf, "stage")
+        ]
+        how = None if exchange is None else exchange.partitioner.describe()
+        return lineage_key("Stage", (fragment.key, fragment.partitions, how), parents)
+
+    def _append(
+        self, fragment: Fragment, key: str, exchange: Exchange | None, sink: Sink | None = None
+    ) -> int:
+        id = len(self.stages)
+        self.stages.append(
+            Stage(
+                id=id,
+                key=key,
+                label=" > ".join(fragment.labels) or ("exchange" if exchange else "copy"),
+                operator=fragment.operator,
+                partitions=fragment.partitions,
+                schema=fragment.schema,
+                splits=fragment.splits,
+                exchange=exchange,
+                sink=sink,
+                estimate=fragment.estimate,
+            )
+        )
+        return id

@@ -1,0 +1,220 @@
+"""Cluster: start a local Dask cluster made for Headwater, or join one that runs."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import dask
+from dask.utils import parse_bytes
+from distributed import Client, LocalCluster
+
+from ..errors import ClusterError, ParameterError
+from .dask_executor import DaskExecutor
+from .executor import Executor
+from .memory import anonymous_bytes
+from .memory_watch import MemoryWatch, read_peak
+from .versions import check_versions
+
+_PROTOCOLS = ("tcp", "tls", "ucx", "ucxx", "ws", "wss", "inproc")
+
+#: how clusters we start run: tasks are pinned, so nothing may move them; what fails, the driver repeats;
+#: mapped files count as a process's memory, so Dask's own limits would kill for page cache
+CONFIG: dict[str, Any] = {
+    "distributed.scheduler.worker-saturation": "inf",
+    "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.comm.timeouts.connect": "10s",
+    "distributed.diagnostics.nvml": False,
+}
+
+
+class HeadwaterCluster(LocalCluster):
+    """A local cluster whose scratch folder goes with it."""
+
+    scratch_to_remove: str | None = None
+
+    def close(self, timeout: float | None = None) -> Any:
+        """Stop the processes and remove the scratch folder if it was made for this cluster."""
+        try:
+            return super().close(timeout)
+        finally:
+            if self.scratch_to_remove is not None:
+                shutil.rmtree(self.scratch_to_remove, ignore_errors=True)
+
+
+def start_local(
+    workers: int = 4,
+    threads_per_worker: int = 1,
+    memory_limit: str | int | None = None,
+    scratch: str | Path | None = None,
+    processes: bool = True,
+    dashboard: bool = False,
+) -> tuple[HeadwaterCluster, Client]:
+    """Start a Dask cluster on this machine.
+
+    Args:
+        workers: how many worker processes.
+        threads_per_worker: how many tasks each runs at once.
+        memory_limit: of each worker, in bytes or as "2 GB"; a plan's measure, which Dask doesn't enforce.
+        scratch: the node's scratch folder; None makes one that closing the cluster removes.
+        processes: False runs the workers as threads of this process, which starts faster.
+        dashboard: whether to serve Dask's dashboard.
+
+    Returns:
+        Cluster and client; close the client first.
+
+    Raises:
+        ParameterError: a number is out of range.
+        ClusterError: the processes don't start.
+    """
+    if workers < 1 or threads_per_worker < 1:
+        raise ParameterError(
+            f"workers={workers}, threads_per_worker={threads_per_worker}: give at least 1 of each."
+        )
+    limit = _memory(memory_limit)
+    own = tempfile.mkdtemp(prefix="headwater-") if scratch is None else None
+    root = Path(own or scratch or "")
+    cluster: HeadwaterCluster | None = None
+    try:
+        with dask.config.set(CONFIG):
+            cluster = HeadwaterCluster(
+                n_workers=workers,
+                threads_per_worker=threads_per_worker,
+                memory_limit=limit,
+                processes=processes,
+                dashboard_address=":0" if dashboard else None,
+                local_directory=str(root / "dask"),
+                silence_logs=logging.CRITICAL,
+                **({"env": {"HEADWATER_SCRATCH": str(root)}} if processes else {}),
+            )
+            cluster.scratch_to_remove = own
+            client = Client(cluster, set_as_default=False)
+        client.wait_for_workers(workers, timeout=60)
+        return cluster, client
+    except BaseException as error:
+        if cluster is not None:
+            cluster.close()
+        if own is not None:
+            shutil.rmtree(own, ignore_errors=True)
+        if isinstance(error, (OSError, TimeoutError, RuntimeError)):
+            raise ClusterError(f"{workers} local worker processes could not be started: {error}") from error
+        raise
+
+
+def join(address: str, timeout: float = 10.0) -> Client:
+    """Connect to a running Dask cluster and check that its versions fit.
+
+    Args:
+        address: of the scheduler, as "tcp://10.0.0.1:8786".
+        timeout: seconds to wait for the scheduler, and for a first worker.
+
+    Returns:
+        The client.
+
+    Raises:
+        ParameterError: the text isn't an address.
+        ClusterError: no scheduler answers, or it has no workers.
+        VersionMismatchError: versions differ.
+    """
+    address = _address(address)
+    try:
+        client = Client(address, timeout=timeout, set_as_default=False)
+    except (OSError, TimeoutError) as error:
+        raise ClusterError(
+            f"no Dask scheduler answers at {address} within {timeout:g} seconds. "
+            "Is it running (`dask scheduler`), and is the port reachable from here?"
+        ) from error
+    try:
+        _require_worker(client, address, timeout)
+        check_versions(client)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def open_executor(
+    address: str | None,
+    workers: int = 4,
+    threads_per_worker: int = 1,
+    memory_limit: str | int | None = None,
+    scratch: str | Path | None = None,
+    quota_bytes: int | None = None,
+) -> DaskExecutor:
+    """Start a local cluster, or join one, and make it ready for runs.
+
+    Args:
+        address: of a running scheduler; None starts a local cluster, for which the rest is meant.
+        workers, threads_per_worker, memory_limit, scratch: as `start_local`.
+        quota_bytes: bound of each node's scratch folder.
+
+    Returns:
+        An executor whose ``close`` ends what was started here.
+    """
+    if address is not None:
+        client = join(address)
+        return _ready(client, quota_bytes, (client,))
+    cluster, client = start_local(workers, threads_per_worker, memory_limit, scratch)
+    executor = _ready(client, quota_bytes, (client, cluster))
+    client.register_plugin(MemoryWatch())
+    return executor
+
+
+def peak_memory(executor: Executor) -> dict[str, int]:
+    """Return the most anonymous memory, in bytes, that each worker process of a local cluster has held."""
+    if isinstance(executor, DaskExecutor):
+        return executor.client.run(read_peak)
+    return {worker.address: anonymous_bytes() for worker in executor.workers()}
+
+
+def _ready(client: Client, quota: int | None, owned: tuple[Any, ...]) -> DaskExecutor:
+    try:
+        return DaskExecutor(client, None, quota, owned)
+    except BaseException:
+        for resource in owned:
+            resource.close()
+        raise
+
+
+def _require_worker(client: Client, address: str, timeout: float) -> None:
+    try:
+        client.wait_for_workers(1, timeout=timeout)
+    except TimeoutError as error:
+        raise ClusterError(
+            f"the Dask scheduler at {address} has no workers. Start some with `dask worker {address}`."
+        ) from error
+
+
+def _address(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in _PROTOCOLS and parts.netloc and (parts.port or parts.scheme == "inproc")
+    except ValueError:
+        valid = False
+    if not valid:
+        hint = f" Did you mean 'tcp://{text}'?" if "://" not in text and ":" in text else ""
+        raise ParameterError(
+            f"{text!r} isn't the address of a Dask scheduler.{hint} Write it as 'tcp://HOST:PORT', as 'tcp://10.0.0.1:8786'."
+        )
+    return text
+
+
+def _memory(limit: str | int | None) -> int | str:
+    if limit is None:
+        return "auto"
+    try:
+        size = parse_bytes(limit)
+    except ValueError as error:
+        raise ParameterError(f"memory_limit={limit!r}: write bytes, or a size as '2 GB'.") from error
+    if size < 32 << 20:
+        raise ParameterError(f"memory_limit={limit!r} is {size:,} bytes; a worker needs at least 32 MiB.")
+    return size

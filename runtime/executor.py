@@ -1,0 +1,96 @@
+"""Executor: what the driver needs of the machinery that runs tasks; Dask and inline both give it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import pyarrow as pa
+
+from ..errors import HeadwaterError
+from .scheduler_events import Event, FailureKind, TaskFailed, WorkerJoined
+from .task import Block, CancelledTask, FetchFailedError, Segment, StageProgram, Task
+
+#: errors of the system that will be the same on every worker
+_PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+class Channel(Protocol):
+    """One run's line to the workers. Used by one thread, the driver's."""
+
+    def prepare(self, program: StageProgram) -> None:
+        """Make a stage's program available to the tasks that follow.
+
+        Raises:
+            SerializationError: it can't be pickled.
+        """
+
+    def launch(self, task: Task, worker: str) -> None:
+        """Start an attempt, on this worker if it lives."""
+
+    def cancel(self, name: str, worker: str) -> None:
+        """Stop an attempt; whether it still answers doesn't matter."""
+
+    def release(self, blocks: Sequence[Block]) -> None:
+        """Delete blocks, soon; those that are gone already are passed over."""
+
+    def wait(self, timeout: float) -> list[Event]:
+        """Return the events since the last call, waiting for the first one at most ``timeout`` seconds.
+
+        The first call returns the workers there are.
+
+        Raises:
+            ClusterError: the cluster is gone.
+        """
+
+    def read(self, segments: Sequence[Segment], schema: pa.Schema) -> Iterator[pa.Table]:
+        """Yield the rows of segments, in order.
+
+        Raises:
+            FetchFailedError: some can't be read any more.
+        """
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Stop every attempt and wait until none writes any more; tasks that don't notice are given up."""
+
+    def close(self) -> None:
+        """Stop what still runs and delete everything the run left on the nodes."""
+
+
+class Executor(Protocol):
+    """Runs tasks on workers, for one run after the other or several at once."""
+
+    def open(self, run: str) -> Channel:
+        """Open a channel for a run."""
+
+    def workers(self) -> list[WorkerJoined]:
+        """The living workers, by address."""
+
+    def close(self) -> None:
+        """Let the workers go."""
+
+
+def classify(error: BaseException) -> FailureKind:
+    """Tell what an error that a task raised means for its next attempt.
+
+    Example:
+        >>> classify(ZeroDivisionError()), classify(MemoryError())
+        (<FailureKind.USER: 'user'>, <FailureKind.OTHER: 'other'>)
+    """
+    if isinstance(error, FetchFailedError):
+        return FailureKind.FETCH
+    if isinstance(error, CancelledTask):
+        return FailureKind.OTHER
+    if isinstance(error, HeadwaterError):
+        return FailureKind.USER
+    if isinstance(error, MemoryError):
+        return FailureKind.OTHER
+    if isinstance(error, OSError) and not isinstance(error, _PERMANENT):
+        return FailureKind.OTHER
+    return FailureKind.USER
+
+
+def failed(task: Task, worker: str, error: BaseException, kind: FailureKind | None = None) -> TaskFailed:
+    """Make the event for an attempt that ended with an error."""
+    lost = error.lost if isinstance(error, FetchFailedError) else ()
+    return TaskFailed(task.stage, task.id, task.attempt, worker, kind or classify(error), error, lost)

@@ -1,0 +1,153 @@
+"""InlineExecutor: runs tasks in this process, one at a time; for tests, debugging and small data."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cloudpickle
+import pyarrow as pa
+
+from ..errors import ParameterError
+from .executor import failed
+from .fetch import Fetcher
+from .node_store import NodeStore
+from .run_task import run_task
+from .scheduler_events import Event, TaskFinished, WorkerJoined, WorkerLeft
+from .task import Block, Segment, StageProgram, Task
+from .worker_plugin import pack_program
+
+
+class InlineExecutor:
+    """Logical workers that share this process.
+
+    Args:
+        workers: how many; they take turns.
+        nodes: over how many nodes, each with its own scratch folder, the workers are spread.
+        scratch: folder for the nodes' folders; None makes one that `close` removes.
+        quota_bytes: bound of each scratch folder.
+
+    Example:
+        >>> executor = InlineExecutor(workers=2)
+        >>> [worker.address for worker in executor.workers()]
+        ['inline-0', 'inline-1']
+        >>> executor.close()
+    """
+
+    def __init__(
+        self,
+        workers: int = 1,
+        nodes: int = 1,
+        scratch: str | Path | None = None,
+        quota_bytes: int | None = None,
+    ):
+        if not 1 <= nodes <= workers:
+            raise ParameterError(
+                f"{workers} workers on {nodes} nodes: give at least one worker to each node."
+            )
+        self._own = tempfile.mkdtemp(prefix="headwater-") if scratch is None else None
+        root = Path(self._own or scratch or "")
+        self._stores = [NodeStore(root / f"node-{number}", quota_bytes) for number in range(nodes)]
+        self._stores_of = {f"inline-{n}": self._stores[n % nodes] for n in range(workers)}
+        self._channels: list[InlineChannel] = []
+
+    def workers(self) -> list[WorkerJoined]:
+        """The logical workers that live."""
+        return [WorkerJoined(address, store.node) for address, store in sorted(self._stores_of.items())]
+
+    def open(self, run: str) -> InlineChannel:
+        """Open a channel for a run."""
+        channel = InlineChannel(self, run)
+        self._channels.append(channel)
+        return channel
+
+    def store(self, address: str) -> NodeStore | None:
+        """The scratch folder of a worker; None if the worker is gone."""
+        return self._stores_of.get(address)
+
+    def lose(self, address: str) -> None:
+        """Let a worker die; its node's folder goes with the node's last worker."""
+        store = self._stores_of.pop(address)
+        if store not in self._stores_of.values():
+            shutil.rmtree(store.root)
+            self._stores.remove(store)
+        for channel in self._channels:
+            channel.told(WorkerLeft(address))
+
+    def close(self) -> None:
+        """Remove the scratch folder if this executor made it."""
+        if self._own is not None:
+            shutil.rmtree(self._own, ignore_errors=True)
+
+    @property
+    def stores(self) -> list[NodeStore]:
+        """The scratch folders of all living nodes."""
+        return self._stores
+
+    def forget(self, channel: InlineChannel) -> None:
+        """A channel was closed."""
+        self._channels.remove(channel)
+
+
+class InlineChannel:
+    """One run's tasks, waiting for `wait` to run them."""
+
+    def __init__(self, executor: InlineExecutor, run: str):
+        self._executor = executor
+        self._run = run
+        self._programs: dict[int, StageProgram] = {}
+        self._waiting: deque[tuple[Task, str]] = deque()
+        self._events: list[Event] = list(executor.workers())
+
+    def told(self, event: Event) -> None:
+        """Pass an event on with the next `wait`."""
+        self._events.append(event)
+
+    def prepare(self, program: StageProgram) -> None:
+        self._programs[program.stage] = cloudpickle.loads(pack_program(program))
+
+    def launch(self, task: Task, worker: str) -> None:
+        self._waiting.append((task, worker))
+
+    def cancel(self, name: str, worker: str) -> None:
+        self._waiting = deque(entry for entry in self._waiting if entry[0].name != name)
+
+    def release(self, blocks: Sequence[Block]) -> None:
+        for store in self._executor.stores:
+            store.delete_blocks([block.path for block in blocks if block.node == store.node])
+
+    def wait(self, timeout: float) -> list[Event]:
+        events, self._events = self._events, []
+        if not events and self._waiting:
+            task, worker = self._waiting.popleft()
+            store = self._executor.store(worker)
+            if store is not None:
+                events.append(self._execute(task, worker, store))
+        return events
+
+    def read(self, segments: Sequence[Segment], schema: pa.Schema) -> Iterator[pa.Table]:
+        with self._fetcher(None).open(segments, {}) as inputs:
+            yield from inputs.tables(segments, schema)
+
+    def stop(self, timeout: float = 5.0) -> None:
+        self._waiting.clear()
+
+    def close(self) -> None:
+        self.stop()
+        for store in self._executor.stores:
+            store.remove_run(self._run)
+        self._executor.forget(self)
+
+    def _execute(self, task: Task, worker: str, store: NodeStore) -> Event:
+        program = self._programs[task.stage]
+        try:
+            return TaskFinished(run_task(task, program, store, self._fetcher(store), worker))
+        except Exception as error:
+            return failed(task, worker, error)
+
+    def _fetcher(self, store: NodeStore | None) -> Fetcher:
+        roots = {other.node: other.root for other in self._executor.stores}
+        return Fetcher(roots, space=store.space if store is not None else None)

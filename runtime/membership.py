@@ -1,0 +1,120 @@
+"""Membership: which Dask workers live, on which nodes, and who wants to know."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from distributed import Client
+
+from .scheduler_events import WorkerJoined, WorkerLeft
+from .worker_plugin import HeadwaterWorkerPlugin
+
+#: seconds for a worker to answer who it is, once; and how often it is asked while its plugin starts
+_ANSWER_SECONDS = 5.0
+_ASK_AGAIN_SECONDS = 0.05
+_ATTEMPTS = 200
+
+Listener = Callable[[WorkerJoined | WorkerLeft], None]
+
+
+class Membership:
+    """The workers of a cluster, kept up to date by Dask's events.
+
+    Args:
+        client: of the cluster; its workers get the plugin, those to come as well.
+        plugin: what makes them able to run tasks.
+    """
+
+    def __init__(self, client: Client, plugin: HeadwaterWorkerPlugin):
+        self._client = client
+        self._lock = threading.Lock()
+        self._joined: dict[str, WorkerJoined] = {}
+        #: addresses that Dask knows, whether they have answered or not
+        self._known: set[str] = set()
+        self._listeners: list[Listener] = []
+        self._greetings: set[asyncio.Task[None]] = set()
+        client.register_plugin(plugin)
+        client.subscribe_topic("all", self._on_event)
+        client.sync(self._greet_all)
+
+    def workers(self) -> list[WorkerJoined]:
+        """The workers that can take tasks, by address."""
+        with self._lock:
+            return [self._joined[address] for address in sorted(self._joined)]
+
+    def nodes(self) -> dict[str, tuple[str, ...]]:
+        """Addresses of the living workers of each node."""
+        found: dict[str, list[str]] = {}
+        for worker in self.workers():
+            found.setdefault(worker.node, []).append(worker.address)
+        return {node: tuple(addresses) for node, addresses in found.items()}
+
+    def listen(self, listener: Listener) -> None:
+        """Tell a listener of the workers there are, and of each change from now on, from any thread."""
+        with self._lock:
+            self._listeners.append(listener)
+            for address in sorted(self._joined):
+                listener(self._joined[address])
+
+    def unlisten(self, listener: Listener) -> None:
+        """Tell a listener no more."""
+        with self._lock:
+            self._listeners.remove(listener)
+
+    def left(self, address: str) -> None:
+        """A worker is gone."""
+        with self._lock:
+            self._known.discard(address)
+            if self._joined.pop(address, None) is not None:
+                for listener in self._listeners:
+                    listener(WorkerLeft(address))
+
+    def close(self) -> None:
+        """Stop following the cluster; the plugin stays, as other sessions may use it."""
+        with self._lock:
+            self._listeners.clear()
+        if self._client.status == "running":
+            self._client.unsubscribe_topic("all")
+
+    def _on_event(self, event: tuple[float, Any]) -> None:
+        message = event[1]
+        if not isinstance(message, dict):
+            return
+        if message.get("action") == "add-worker":
+            task = asyncio.ensure_future(self._greet(message["worker"]))
+            self._greetings.add(task)
+            task.add_done_callback(self._greetings.discard)
+        elif message.get("action") == "remove-worker":
+            self.left(message["worker"])
+
+    async def _greet_all(self) -> None:
+        info = await self._client.scheduler.identity(n_workers=-1)
+        await asyncio.gather(*(self._greet(address) for address in info["workers"]))
+
+    async def _greet(self, address: str) -> None:
+        """Ask a worker who it is, until its plugin is up or it is gone."""
+        with self._lock:
+            if address in self._known:
+                return
+            self._known.add(address)
+        for _ in range(_ATTEMPTS):
+            if address not in self._known:
+                return
+            try:
+                info = await asyncio.wait_for(self._client.rpc(address).headwater_info(), _ANSWER_SECONDS)
+                self._join(WorkerJoined(address, info["node"], info["threads"], info.get("host", "")))
+                return
+            except Exception:  # unknown operation while the plugin starts, or the worker is gone
+                await asyncio.sleep(_ASK_AGAIN_SECONDS)
+        with self._lock:
+            self._known.discard(address)
+
+    def _join(self, worker: WorkerJoined) -> None:
+        with self._lock:
+            if worker.address in self._known and worker.address not in self._joined:
+                self._joined[worker.address] = worker
+                for listener in self._listeners:
+                    listener(worker)
