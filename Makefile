@@ -47,7 +47,8 @@ format: $(VENV)/.installed-check
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-bench
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/tpch.py
+	$(BIN)/python benchmarks/planning.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .demo .bench

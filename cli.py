@@ -99,13 +99,16 @@ def demo(rows: int, output: str | None, workers: int | None, report_json: str | 
 
     from . import demo as example
     from .planner.explain import physical_lines
+    from .runtime.display import plural
     from .session import plan
 
     with tempfile.TemporaryDirectory(prefix="headwater-demo-") as folder:
         datasets = example.rides.bind(rows=rows, output=output or str(Path(folder) / "rides"))
-        click.echo(f"{rows:,} generated rides through the pipeline in {example.__file__}, planned as\n")
+        click.echo(
+            f"{rows:,} generated rides through the pipeline in {_short(example.__file__)}, planned as\n"
+        )
         click.echo("\n".join(physical_lines(plan(datasets))))
-        click.echo(f"\nRunning on a local cluster of {workers or 4} workers.", err=quiet)
+        click.echo(f"\nRunning on a local cluster of {plural(workers or 4, 'worker')}.")
         _run("demo", datasets, None, workers or 4, report_json, quiet)
     if not output:
         click.echo("The Parquet files were temporary; --output DIR keeps them.")
@@ -275,8 +278,9 @@ def _tell(error: Exception, state: _State) -> None:
         traceback.print_exception(error)
         return
     known = isinstance(error, errors.HeadwaterError)
-    text = str(error) if known else f"{type(error).__name__}: {error}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == state.file]
+    text = str(error).partition("\nTraceback (")[0] if known else f"{type(error).__name__}: {error}"
+    traces = [e.__traceback__ for e in (error, error.__cause__) if e is not None]
+    frames = [f for trace in traces for f in traceback.extract_tb(trace) if f.filename == state.file]
     where = f"\n  at {_short(frames[-1].filename)}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
     more = "" if known or where else " (--debug shows where)"
     click.echo(f"Error: {text}{more}{where}", err=True)

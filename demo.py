@@ -19,7 +19,8 @@ def rides(rows: int = 1_000_000, output: str = ".demo/rides", seed: int = 0) -> 
         seed: another seed generates other rides.
 
     Returns:
-        ``cleaned``, written to ``output``; ``by_hour``, fares and tips by borough and hour, best tips first.
+        ``cleaned``, sorted and written to ``output``; ``by_hour``, fares and tips by borough and hour, best
+        tips first.
     """
     rides = Dataset(Scan(rides_source(rows, seed=seed, partitions=16)))
     zones = Dataset(Scan(table_source(zones_table())))
@@ -40,4 +41,5 @@ def rides(rows: int = 1_000_000, output: str = ".demo/rides", seed: int = 0) -> 
         )
         .sort("tip_rate", "borough", "hour", descending=[True, False, False])
     )
-    return {"cleaned": cleaned.write_parquet(output, partition_by="borough"), "by_hour": by_hour}
+    by_time = cleaned.sort("borough", "pickup", "ride_id")
+    return {"cleaned": by_time.write_parquet(output, partition_by="borough"), "by_hour": by_hour}

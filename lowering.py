@@ -96,7 +96,7 @@ def lower_aggregations(source: Node, keys: Named, outputs: Named) -> Node:
                 f"agg({name}={expr}): there is no aggregation in it. Write .sum(), .mean(), .first() … on it."
             )
         after.append((name, expr.transform(lambda e: lower(e, None) if isinstance(e, AggregateCall) else e)))
-    for name, expr in outputs:  # types are checked against the rows, where the user's names still stand
+    for _, expr in outputs:  # types are checked against the rows, where the user's names still stand
         for part in expr.walk():
             for child in part.children if isinstance(part, AggregateCall) else ():
                 child.infer(source.schema)

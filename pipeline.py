@@ -539,7 +539,7 @@ class Dataset:
             batch_rows: exact number of rows in each batch but the last; None yields them as they come.
             session: as in `compute`.
         """
-        from .ops.kernel import rechunk
+        from .ops.morsels import rechunk
 
         stream = (session or current_session()).stream(self.node)
         for table in stream if batch_rows is None else rechunk(stream, batch_rows):

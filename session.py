@@ -251,7 +251,9 @@ class Session:
         """The most anonymous memory, in bytes, that each worker process has held since it started."""
         from .runtime.cluster import peak_memory
 
-        return peak_memory(self.start()._executor)
+        self.start()
+        assert self._executor is not None
+        return peak_memory(self._executor)
 
     def _driver(
         self, physical: PhysicalPlan, name: str, observer: Observer, stream: str | None = None

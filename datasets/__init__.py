@@ -1,19 +1,36 @@
 """Sources and sinks over fsspec, and deterministic synthetic data."""
 
-from __future__ import annotations
-
-from .arrow import arrow_source
-from .csv import csv_source
-from .json import json_source
-from .parquet import parquet_source
-from .range import range_source
-from .synthetic import rides_source, zones_table
-from .table import table_source
-from .text import text_source
+from .arrow import ArrowSource, arrow_source
+from .csv import CsvSource, csv_source
+from .csv_dialect import NULL_VALUES
+from .files import DataFile, FileSet, find_files
+from .json import JsonSource, json_source
+from .parquet import ParquetSource, parquet_source
+from .range import RangeSource, range_source
+from .sinks import ArrowSink, CsvSink, JsonSink, ParquetSink
+from .synthetic import RidesSource, rides_source, zones_table
+from .table import TableSource, table_source
+from .text import TextSource, text_source
 
 __all__ = [
+    "NULL_VALUES",
+    "ArrowSink",
+    "ArrowSource",
+    "CsvSink",
+    "CsvSource",
+    "DataFile",
+    "FileSet",
+    "JsonSink",
+    "JsonSource",
+    "ParquetSink",
+    "ParquetSource",
+    "RangeSource",
+    "RidesSource",
+    "TableSource",
+    "TextSource",
     "arrow_source",
     "csv_source",
+    "find_files",
     "json_source",
     "parquet_source",
     "range_source",

@@ -172,7 +172,7 @@ def _same_names(files: Sequence[DataFile], starts: Sequence[tuple[int, tuple[str
         if set(names) != set(expected) or len(names) != len(expected):
             raise SchemaMismatchError(
                 f"{file.path} has the columns {', '.join(names)}, but {first.path} has "
-                f"{', '.join(expected)}. Files of one dataset need the same columns; read them apart, and union."
+                f"{', '.join(expected)}. They need the same columns; read them apart, and union."
             )
     return expected
 
@@ -275,6 +275,6 @@ def _explain(error: pa.ArrowInvalid, names: Sequence[str], schema: pa.Schema) ->
         hint = "pass quoted_nulls=True if an empty value in quotes means null, "
     return (
         f"column {name!r} is {type_name(schema.field(name).type)}, but here is {value!r}. If the type inferred "
-        f"from the start of the first file is wrong, pass schema={{{name!r}: 'string'}} (or what fits); {hint}"
+        f"from the first file's start is wrong, pass schema={{{name!r}: 'string'}}; {hint}"
         "or on_bad_line='skip' to leave out such lines."
     )

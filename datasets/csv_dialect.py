@@ -113,7 +113,8 @@ def _split_header(head: bytes, dialect: Dialect) -> tuple[int, list[str]] | None
             return None
     text = io.StringIO(head[start:].decode("utf-8", "replace"), newline="\n")
     quoting = csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE
-    rows = csv.reader(text, delimiter=dialect.delimiter, quotechar=dialect.quote or '"', quoting=quoting)
+    quote = dialect.quote or '"'
+    rows = csv.reader(text, delimiter=dialect.delimiter, quotechar=quote, quoting=quoting)  # type: ignore[arg-type]
     values = next((row for row in rows if row), None)
     if values is None:
         return None

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from ..errors import SchemaMismatchError
 from ..ops.expressions.expr import Expr
+from ..ops.expressions.statistics import ColumnStatistics, can_match
 from ..ops.schema import canonical_table
 from ..ops.source import Source, Split
 from .files import DataFile, FileSet
@@ -56,11 +57,23 @@ class FileSource(Source):
         for table in self.read_file(split, stored, predicate, limit):
             table = canonical_table(table, target)
             if left is not None:
-                table = table.slice(0, left)
+                table = table.slice(0, min(left, table.num_rows))  # without columns, slice doesn't clip
                 left -= table.num_rows
             yield self._with_constants(table, columns, constants) if constants else table
             if left == 0:
                 return
+
+    def prune(self, splits: Sequence[Split], predicate: Expr) -> Sequence[Split]:
+        if not self.hive_schema:
+            return splits
+        return [split for split in splits if can_match(predicate, self.hive_statistics(split.detail.file))]
+
+    def hive_statistics(self, file: DataFile) -> dict[str, ColumnStatistics]:
+        """What is known of the hive columns in a file: the one value each has."""
+        return {
+            field.name: ColumnStatistics(value, value, int(value is None), 1, field.type)
+            for field, value in zip(self.hive_schema, file.values)
+        }
 
     def read_file(
         self, split: Split, columns: list[str], predicate: Expr | None, limit: int | None

@@ -67,7 +67,7 @@ def json_source(
         path: a file, a folder, a glob or a list of them; local, or any fsspec URL. Files whose name
             says so (.gz, .bz2, .xz, .zst, .lz4, .br) are decompressed, and not cut.
         schema: types by column. A mapping adds to what is inferred, or overrides it. A `pa.Schema` is
-            all there is: nothing is inferred, and other fields are left out.
+            all there is: nothing is inferred, and other fields are left out. Decimals are read from strings.
         on_bad_line: "error", or "skip" to leave out lines that aren't an object, don't fit the types,
             or have a field that the schema lacks.
         encoding: of the text. Only UTF-8 files are cut.
@@ -107,12 +107,27 @@ def json_source(
 
 
 def parse_json(block: bytes, schema: pa.Schema, unexpected: str) -> pa.Table:
-    """Parse whole lines, with columns in the order of the schema."""
-    return pjson.read_json(
+    """Parse whole lines; columns in the order of the schema, others after them."""
+    written = pa.schema([pa.field(field.name, _written(field.type)) for field in schema])
+    table = pjson.read_json(
         pa.py_buffer(block),
         read_options=pjson.ReadOptions(use_threads=False, block_size=len(block) + 1),
-        parse_options=pjson.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected),
+        parse_options=pjson.ParseOptions(explicit_schema=written, unexpected_field_behavior=unexpected),
     )
+    return (
+        table if written == schema else table.cast(pa.schema([*schema, *list(table.schema)[len(schema) :]]))
+    )
+
+
+def _written(type: pa.DataType) -> pa.DataType:
+    """What a type is parsed as and then cast from: Arrow reads no dates and times of day from JSON."""
+    if pa.types.is_date(type) or pa.types.is_time(type):
+        return pa.string()
+    if pa.types.is_list(type):
+        return pa.list_(_written(type.value_type))
+    if pa.types.is_struct(type):
+        return pa.struct([pa.field(field.name, _written(field.type)) for field in type])
+    return type
 
 
 def _sample(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -19,7 +19,7 @@ from .lines import LineRange, LineReader, is_compressed
 from .sizes import check_positive, type_bytes
 
 #: what a schema argument may be: all columns, or the types of some
-SchemaArgument = pa.Schema | Mapping[str, Any] | None
+SchemaArgument: TypeAlias = pa.Schema | Mapping[str, Any] | None
 
 #: how many times larger text is than its compressed form; a guess
 _COMPRESSION = 4

@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 
 from ..errors import CorruptFileError
 from ..ops.expressions.expr import Expr
+from ..ops.expressions.statistics import can_match
 from ..ops.kernel import MORSEL_ROWS
 from ..ops.schema import canonical_schema
 from ..ops.source import Split
 from .file_source import FileSource, check_same_schema, rows_only
 from .files import DataFile, FileSet, Paths, find_files
-from .parquet_statistics import group_statistics, hive_statistics, row_bytes
+from .parquet_statistics import group_statistics, row_bytes
 from .sizes import check_positive, pack
 
 #: how much of a partition, in bytes, is aimed at: row groups as encoded, before compression
@@ -83,13 +84,11 @@ class ParquetSource(FileSource):
         self, detail: RowGroups, footer: pq.FileMetaData, predicate: Expr, first: bool = False
     ) -> list[int]:
         """Row groups in which some row may satisfy the predicate; only one of them, if ``first``."""
-        from ..ops.expressions.analysis import can_match
-
-        wanted = predicate.columns()
-        hive = hive_statistics(self.hive_schema, detail.file.values)
+        wanted = pa.schema([field for field in self.file_schema if field.name in predicate.columns()])
+        hive = self.hive_statistics(detail.file)
         found = []
         for index in detail.groups:
-            statistics = {**group_statistics(footer, index, wanted & set(self.file_schema.names)), **hive}
+            statistics = {**group_statistics(footer, index, wanted), **hive}
             if can_match(predicate, statistics):
                 found.append(index)
                 if first:
@@ -172,7 +171,7 @@ def open_parquet(files: FileSet, file: DataFile) -> pq.ParquetFile:
     """
     handle = files.open_arrow(file)
     try:
-        return pq.ParquetFile(handle, pre_buffer=not files.local)
+        return pq.ParquetFile(handle, pre_buffer=not files.local, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         handle.close()
         raise corrupt(file, error) from error

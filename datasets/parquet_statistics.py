@@ -3,58 +3,42 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..ops.expressions.statistics import ColumnStatistics
 from .sizes import type_bytes
-
-if TYPE_CHECKING:
-    from ..ops.expressions.analysis import ColumnStatistics
 
 #: row groups that widths are measured on, spread over the dataset
 _SAMPLED = 16
 
 
-def group_statistics(
-    footer: pq.FileMetaData, group: int, columns: Iterable[str]
-) -> dict[str, ColumnStatistics]:
+def group_statistics(footer: pq.FileMetaData, group: int, schema: pa.Schema) -> dict[str, ColumnStatistics]:
     """Return what the footer knows of columns in one row group.
 
     Args:
         footer: of the file.
         group: index of the row group.
-        columns: names of top-level columns; nested ones, and those not in the file, are left out.
+        schema: the columns wanted; nested ones, and those without statistics, are left out.
 
     Returns:
-        For each column with statistics, its range as Python values; a range that isn't known is None.
+        For each column, its range as Python values; a range that isn't known is None.
     """
-    from ..ops.expressions.analysis import ColumnStatistics
-
-    places = _leaf_columns(footer)
+    places = _leaves(footer.schema)
     metadata = footer.row_group(group)
     found = {}
-    for name in columns:
-        statistics = metadata.column(places[name]).statistics if name in places else None
+    for field in schema:
+        statistics = metadata.column(places[field.name]).statistics if field.name in places else None
         if statistics is None:
             continue
         low, high = _range(statistics)
         nulls = statistics.null_count if statistics.has_null_count else None
-        found[name] = ColumnStatistics(low, high, nulls, metadata.num_rows)
+        found[field.name] = ColumnStatistics(low, high, nulls, metadata.num_rows, field.type)
     return found
-
-
-def hive_statistics(schema: pa.Schema, values: Sequence[Any]) -> dict[str, ColumnStatistics]:
-    """Return the statistics of columns that have one value in the whole file."""
-    from ..ops.expressions.analysis import ColumnStatistics
-
-    return {
-        name: ColumnStatistics(value, value, 1 if value is None else 0, 1)
-        for name, value in zip(schema.names, values)
-    }
 
 
 def row_bytes(footers: Sequence[pq.FileMetaData], schema: pa.Schema) -> dict[str, float]:
@@ -119,13 +103,9 @@ def _varies(type: pa.DataType) -> bool:
 
 @lru_cache(maxsize=64)
 def _leaves(schema: pq.ParquetSchema) -> Mapping[str, int]:
+    """Top-level columns that aren't nested, by name, to their index in a row group."""
     return {
         column.path: index
         for index in range(len(schema))
         if (column := schema.column(index)).max_repetition_level == 0 and column.path == column.name
     }
-
-
-def _leaf_columns(footer: pq.FileMetaData) -> Mapping[str, int]:
-    """Top-level columns that aren't nested, by name, to their index in a row group."""
-    return _leaves(footer.schema)

@@ -82,8 +82,9 @@ class TableSource(Source):
     def read(
         self, split: Split, columns: Sequence[str], predicate: Expr | None = None, limit: int | None = None
     ) -> Iterator[pa.Table]:
-        table = split.detail.table.select(list(columns))
-        yield from slices(table if limit is None else table.slice(0, limit))
+        table = split.detail.table
+        table = table if limit is None else table.slice(0, limit)
+        yield from slices(table.select(list(columns)))
 
     def column_bytes(self, columns: Sequence[str]) -> float:
         total = sum(self.widths.values())

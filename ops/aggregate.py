@@ -20,7 +20,7 @@ from .aggregations import AGGREGATIONS, aggregation_type
 from .grouping import Groups, comparable, group
 from .kernel import MORSEL_ROWS, Broadcast, Context, Kernel, Stream
 from .merge import merge_runs
-from .morsels import contiguous, numbered, rechunk, slices
+from .morsels import contiguous, drained, numbered, rechunk, slices
 from .node import Node
 from .ordering import SortKey
 from .spill import ROW, hash_parts, new_spill
@@ -202,7 +202,7 @@ class FinalAggregateKernel(Kernel):
             held.append(table)
             size += table.nbytes
             if self.keys and size > context.memory_bytes // 2:
-                yield from self._spill(chain(held, stream), context)
+                yield from self._spill(chain(drained(held), stream), context)
                 return
         if sum(table.num_rows for table in held):
             yield from slices(self._finish(pa.concat_tables(held), self.schema))

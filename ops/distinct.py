@@ -92,7 +92,7 @@ class DistinctKernel(Kernel):
             for rest, known in hash_parts(
                 streams, [names, names], context.memory_bytes // 2, 0, Path(folder), context
             ):
-                if rest is None or not rest.rows:
+                if rest is None or known is None or not rest.rows:
                     continue
                 part = _Seen(tuple(names), known.table())
                 runs.append(new_spill(Path(folder), rest.schema, context))

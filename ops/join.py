@@ -16,7 +16,7 @@ from ..lineage.graph import Dependency
 from .kernel import MORSEL_ROWS, Broadcast, Context, Kernel, Stream
 from .key_index import KeyIndex
 from .merge import merge_runs
-from .morsels import numbered, rechunk
+from .morsels import drained, numbered, rechunk
 from .node import Node
 from .ordering import SortKey
 from .spill import ROW, SpillFile, hash_parts, new_spill
@@ -54,8 +54,8 @@ class Join(Node):
         _check_choice("strategy", self.strategy, STRATEGIES)
         if len(self.left_on) != len(self.right_on) or not self.left_on:
             raise ParameterError(
-                f"join: {len(self.left_on)} left keys {list(self.left_on)} against {len(self.right_on)} right "
-                f"keys {list(self.right_on)}. Give the same number, at least one, of each."
+                f"join: {len(self.left_on)} left keys {list(self.left_on)} against {len(self.right_on)} "
+                f"right keys {list(self.right_on)}. Give the same number, at least one, of each."
             )
         self.check()
 
@@ -153,7 +153,7 @@ class JoinKernel(Kernel):
             held.append(table)
             size += table.nbytes
             if size > context.memory_bytes // 2:
-                yield from self._grace(left, chain(held, stream), context)
+                yield from self._grace(left, chain(drained(held), stream), context)
                 return
         yield from self._probe(left, self._side(pa.concat_tables(held) if held else None))
 

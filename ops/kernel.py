@@ -57,9 +57,13 @@ class Broadcast:
         self.schema = schema
         self._cache = cache
 
+    def __iter__(self) -> Iterator[pa.Table]:
+        """Read the whole input as a stream."""
+        return self._load()
+
     def table(self) -> pa.Table:
         """The whole input as one table."""
-        return self.once("table", lambda: _concat(self._load(), self.schema))
+        return self.once("table", lambda: _concat(iter(self), self.schema))
 
     def once(self, name: str, build: Callable[[], T]) -> T:
         """Return ``build()``, computed once for all partitions that share this input in a process."""

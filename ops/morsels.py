@@ -44,7 +44,14 @@ def rechunk(stream: Iterable[pa.Table], rows: int = MORSEL_ROWS) -> Iterator[pa.
 def slices(table: pa.Table, rows: int = MORSEL_ROWS) -> Iterator[pa.Table]:
     """Yield consecutive slices of a table, none longer than ``rows``; nothing for an empty table."""
     for start in range(0, table.num_rows, rows):
-        yield table.slice(start, rows)
+        yield table.slice(start, min(rows, table.num_rows - start))  # without columns, slice doesn't clip
+
+
+def drained(tables: list[pa.Table]) -> Iterator[pa.Table]:
+    """Yield tables from the front of a list and let go of each."""
+    tables.reverse()
+    while tables:
+        yield tables.pop()
 
 
 def numbered(stream: Iterable[pa.Table], name: str) -> Iterator[pa.Table]:

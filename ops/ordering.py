@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +45,7 @@ def sort_indices(table: pa.Table, keys: Sequence[SortKey]) -> pa.Array:
         keys: most significant first.
 
     Returns:
-        Array of shape (rows,), uint64.
+        Array of shape (rows,), of integers.
 
     Example:
         >>> table = pa.table({"x": [1.0, float("nan"), None, 2.0]})
@@ -52,6 +53,8 @@ def sort_indices(table: pa.Table, keys: Sequence[SortKey]) -> pa.Array:
         [1, 3, 0, 2]
     """
     columns = [_sortable(contiguous(table.column(key.column))) for key in keys]
+    if len(keys) == 1 and pa.types.is_integer(columns[0].type) and _is_wide(columns[0]):
+        return pa.array(_sort_integers(columns[0], keys[0]))
     names = [str(position) for position in range(len(keys))]
     order = [
         (name, "descending" if key.descending else "ascending", "at_start" if key.nulls_first else "at_end")
@@ -78,16 +81,15 @@ def segments(table: pa.Table, boundaries: pa.Table, keys: Sequence[SortKey]) -> 
     """
     if boundaries.num_rows == 0:
         return np.zeros(table.num_rows, dtype=np.uint32)
-    rows = np.zeros(table.num_rows, dtype=np.int64)
-    bounds = np.zeros(boundaries.num_rows, dtype=np.int64)
     width = 2 * boundaries.num_rows + 4
-    for key in keys:
-        values = contiguous(table.column(key.column))
-        more, limits = _ranks(values, contiguous(boundaries.column(key.column)), key)
-        rows, bounds = rows * width + more, bounds * width + limits
+    rows, bounds = _ranks(table, boundaries, keys[0])
+    for key in keys[1:]:
+        more, edges = _ranks(table, boundaries, key)
+        rows, bounds = rows * width + more, bounds * width + edges
         known = np.unique(bounds)
         rows, bounds = _ranks_of_numbers(rows, known), _ranks_of_numbers(bounds, known)
-    return np.searchsorted(bounds, rows, side="right").astype(np.uint32)
+    below = np.searchsorted(bounds, np.arange(width), side="right").astype(np.uint32)
+    return below[rows]
 
 
 def quantiles(rows: pa.Table, weights: np.ndarray, keys: Sequence[SortKey], count: int) -> pa.Table:
@@ -113,24 +115,52 @@ def quantiles(rows: pa.Table, weights: np.ndarray, keys: Sequence[SortKey], coun
     return chosen.take(pa.array(group(chosen.columns, chosen.num_rows).first_rows))
 
 
+def _is_wide(array: pa.Array) -> bool:
+    """Whether integers are too many and too far apart for Arrow's counting sort."""
+    if len(array) - array.null_count < 1024:
+        return False
+    limits = pc.min_max(array)
+    return limits["max"].as_py() - limits["min"].as_py() >= 1 << 16
+
+
+def _sort_integers(array: pa.Array, key: SortKey) -> np.ndarray:
+    """Sort by NumPy's vectorised sort, which isn't stable; equal values are then put in row order."""
+    rows = None
+    if array.null_count:
+        nulls = array.is_null().to_numpy(zero_copy_only=False)
+        rows, missing = np.flatnonzero(~nulls), np.flatnonzero(nulls)
+        array = array.drop_null()
+    values = array.to_numpy()
+    values = ~values if key.descending else values
+    order = np.argsort(values)
+    ordered = values[order]
+    differs = ordered[1:] != ordered[:-1]
+    if not differs.all():
+        rank = np.concatenate([[0], np.cumsum(differs)])
+        order = np.sort(rank * len(order) + order) % len(order)
+    if rows is None:
+        return order
+    return np.concatenate([missing, rows[order]] if key.nulls_first else [rows[order], missing])
+
+
 def _sortable(array: pa.Array) -> pa.Array:
     """Replace floats by integers of the same order, as Arrow puts NaN beside the nulls."""
     if not pa.types.is_floating(array.type):
         return array
     array = comparable(array)
-    bits = np.dtype(np.int32 if array.type.bit_width == 32 else np.int64)
+    bits: Any = np.int32 if array.type.bit_width == 32 else np.int64
     mask = null_mask(array)
     raw = array.to_numpy(zero_copy_only=False).view(bits)
     return pa.array(np.where(raw < 0, raw ^ np.iinfo(bits).max, raw), mask=mask)
 
 
-def _ranks(values: pa.Array, boundaries: pa.Array, key: SortKey) -> tuple[np.ndarray, np.ndarray]:
-    """Rank values among the distinct boundaries and the boundaries among themselves, as the key orders."""
-    values, boundaries = _sortable(values), _sortable(boundaries)
-    known = pc.unique(boundaries.drop_null())
+def _ranks(table: pa.Table, boundaries: pa.Table, key: SortKey) -> tuple[np.ndarray, np.ndarray]:
+    """Rank a column's values, and the boundaries, among the distinct boundaries, as the key orders."""
+    values, limits = (_sortable(contiguous(t.column(key.column))) for t in (table, boundaries))
+    known = pc.unique(limits.drop_null())
     known = known.take(pc.sort_indices(known)) if len(known) else known
     top = 2 * len(known) + 2
-    return tuple(_rank(array, known, top, key) for array in (values, boundaries))
+    return _rank(values, known, top, key), _rank(limits, known, top, key)
 
 
 def _rank(array: pa.Array, known: pa.Array, top: int, key: SortKey) -> np.ndarray:

@@ -148,6 +148,8 @@ class KeySampler:
         full = len(self._priorities) == self._size
         limit = self._priorities.max() if full and self._size else np.inf
         near = np.flatnonzero(draws < limit)
+        if len(near) > self._size:
+            near = np.sort(near[np.argpartition(draws[near], self._size)[: self._size]])
         if self._kept is not None and not len(near):
             return
         rows = table.select(self._names).take(pa.array(near))

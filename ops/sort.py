@@ -15,7 +15,7 @@ from ..lineage.graph import Dependency
 from .kernel import MORSEL_ROWS, Broadcast, Context, Kernel, Stream
 from .limit import LimitKernel
 from .merge import merge_runs, sorted_slices
-from .morsels import slices
+from .morsels import drained, slices
 from .node import Node
 from .ordering import SortKey, segments, sort_indices
 from .spill import SpillFile, new_spill
@@ -103,7 +103,7 @@ class SortKernel(Kernel):
     def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
         held: list[pa.Table] = []
         size = 0
-        stream = iter(inputs[0])
+        stream = chain.from_iterable(map(slices, inputs[0]))
         for table in stream:
             held.append(table)
             size += table.nbytes
@@ -117,7 +117,8 @@ class SortKernel(Kernel):
         with context.spill_folder() as folder:
             runs: list[SpillFile] = []
             size = context.memory_bytes
-            for table in chain([None], stream, [None]):
+            end: list[pa.Table | None] = [None]
+            for table in chain(end, stream, end):
                 if table is not None:
                     held.append(table)
                     size += table.nbytes
@@ -126,7 +127,8 @@ class SortKernel(Kernel):
                     for piece in sorted_slices(pa.concat_tables(held).combine_chunks(), self.keys):
                         runs[-1].append(piece)
                     runs[-1].finish()
-                    held, size = [], 0
+                    held.clear()
+                    size = 0
             yield from merge_runs(runs, self.keys, context)
 
 
@@ -145,15 +147,15 @@ class TopKKernel(Kernel):
     def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
         held: list[pa.Table] = []
         worst: pa.Table | None = None
-        stream = iter(inputs[0] if self.count else ())
-        for table in stream:
+        stream = iter(inputs[0])
+        for table in stream if self.count else ():
             held.append(table if worst is None else self._better(table, worst))
             rows = sum(piece.num_rows for piece in held)
             if rows >= self.count + MORSEL_ROWS:
                 best = self._best(held)
                 held, worst = [best], best.slice(self.count - 1)
             if sum(piece.nbytes for piece in held) > context.memory_bytes // 2:
-                ordered = SortKernel(self.keys).run([chain(held, stream)], context)
+                ordered = SortKernel(self.keys).run([chain(drained(held), stream)], context)
                 yield from LimitKernel(self.count).run([ordered], context)
                 return
         if held:

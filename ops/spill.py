@@ -12,6 +12,7 @@ import pyarrow as pa
 from ..errors import DiskFullError
 from ..lineage.hashing import hash_columns
 from .kernel import Context
+from .morsels import slices
 
 #: a column that numbers rows, so that spilled work can be put back in order
 ROW = "__row__"
@@ -113,13 +114,14 @@ def hash_split(
     for table in stream:
         if not files:
             files = [new_spill(folder, table.schema, context) for _ in range(fanout)]
-        hashes = hash_columns([table.column(name) for name in keys], seed=depth + 1)
-        parts = ((hashes >> np.uint64(32)) * np.uint64(fanout)) >> np.uint64(32)
-        sorted_table = table.take(pa.array(np.argsort(parts, kind="stable")))
-        ends = np.cumsum(np.bincount(parts.astype(np.int64), minlength=fanout))
-        for file, start, end in zip(files, [0, *ends[:-1]], ends):
-            if end > start:
-                file.append(sorted_table.slice(start, end - start))
+        for piece in slices(table):
+            hashes = hash_columns([piece.column(name) for name in keys], seed=depth + 1)
+            parts = ((hashes >> np.uint64(32)) * np.uint64(fanout)) >> np.uint64(32)
+            ordered = piece.take(pa.array(np.argsort(parts, kind="stable")))
+            ends = np.cumsum(np.bincount(parts.astype(np.int64), minlength=fanout))
+            for file, start, end in zip(files, [0, *ends[:-1]], ends):
+                if end > start:
+                    file.append(ordered.slice(start, end - start))
     return [file.finish() for file in files]
 
 

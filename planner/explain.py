@@ -99,7 +99,7 @@ def physical_lines(plan: PhysicalPlan) -> Iterator[str]:
         yield f"Stage {stage.id}: {stage.label}{output}"
         count = f"{stage.partitions:,} partition{'s' * (stage.partitions != 1)}"
         about = "" if stage.estimate.exact else "about "
-        size = f"{about}{human_rows(stage.estimate.rows)} rows, {human_bytes(stage.estimate.bytes)}"
+        size = f"{about}{human_rows(stage.estimate.rows)}, {human_bytes(stage.estimate.bytes)}"
         yield f"    {count}, {size}"
         for line in _input_lines(stage):
             yield f"    {line}"

@@ -174,7 +174,8 @@ def lower_aggregate(low: Lowering, node: Aggregate, below: Fragment) -> Fragment
     """Aggregate to states within partitions, bring equal keys together, merge and finish the states."""
     size = estimate(node, [below.estimate])
     states = state_schema(node.input.schema, node.keys, node.aggregations)
-    state_size = Estimate(size.rows, size.rows * row_width(states), size.exact)
+    rows = size.rows if node.keys else float(below.partitions)
+    state_size = Estimate(rows, rows * row_width(states), size.exact)
     count = low.count(state_size.bytes) if node.keys else 1
     moves = below.partitions > 1 and not _spared(low, node, below, node.keys)
     combine = low.enabled("map_side_combine")
@@ -224,7 +225,7 @@ def _twice(low: Lowering, node: Node, below: Fragment, kernel, label: str) -> Fr
     """Apply a kernel within each partition, and again to what is left, in one partition."""
     size = estimate(node, [below.estimate])
     if below.partitions > 1:
-        each = Estimate(*(value * below.partitions for value in (size.rows, size.bytes)))
+        each = Estimate(size.rows * below.partitions, size.bytes * below.partitions)
         each = min(each, below.estimate, key=lambda e: e.rows)
         partial = low.builder.step(kernel, [below], node.schema, _map_side(node), each, label)
         below = low.builder.gather(partial)
@@ -233,7 +234,7 @@ def _twice(low: Lowering, node: Node, below: Fragment, kernel, label: str) -> Fr
 
 def _spared(low: Lowering, node: Node, below: Fragment, keys: Sequence[str]) -> bool:
     """Return whether rows with equal keys share a partition already."""
-    if not keys or not gathers(below.known, keys):
+    if not keys or below.known is None or not gathers(below.known, keys):
         return False
     spared = low.enabled("exchange_elimination")
     how = f"its input is hashed by [{', '.join(below.known.keys)}] into {below.known.count}"

@@ -91,13 +91,14 @@ def optimize(
             f"disabled_rules: there is no rule {unknown[0]!r}. {did_you_mean(unknown[0], known)}"
         )
     run = _Run(options.disabled_rules, check)
+    plan: Roots
     start = run.intern(roots)
     plan = seal(start, lambda node: run.batches({"": node}, SIMPLIFY, PUSH_DOWN, TIDY, COLUMNS)[""])
     plan = run.batches(plan, SIMPLIFY, PUSH_DOWN, TIDY)
     plan = run.batches(unseal(plan, only_narrow=True), COLUMNS)
     plan = run.batches(unseal(plan), SHARE)
     spec.check_schemas(start, plan)
-    return plan, tuple(run.events)
+    return dict(plan), tuple(run.events)
 
 
 class _Run:
@@ -112,12 +113,12 @@ class _Run:
     def intern(self, roots: Roots) -> dict[str, Node]:
         return intern(roots, self.nodes)
 
-    def batches(self, roots: Roots, *batches: Batch) -> Roots:
+    def batches(self, roots: Roots, *batches: Batch) -> dict[str, Node]:
         for batch in batches:
             before, roots = roots, self.batch(roots, batch)
             if self.check is not None:
                 self.check(batch.name, before, roots)
-        return roots
+        return dict(roots)
 
     def batch(self, roots: Roots, batch: Batch) -> Roots:
         for round in range(MAX_ROUNDS if batch.to_fixed_point else 1):

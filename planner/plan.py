@@ -2,12 +2,18 @@
 
 A stage computes each of its partitions with one operator tree. The tree's leaves read source splits
 or blocks that earlier stages left. The plan depends on the data and the pipeline, never on workers.
+
+Every stage has at least one partition: a scan of which no split is left reads one empty split of
+`scans.EmptySource`. Slots are unique in the whole plan. The stage of an output has no exchange.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 
 import pyarrow as pa
 
@@ -81,13 +87,18 @@ class UnionStep:
     branches: tuple[tuple[Operator, int], ...]
     schema: pa.Schema
 
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """For each branch, the number of partitions up to its end."""
+        return tuple(accumulate(count for _, count in self.branches))
+
     def locate(self, partition: int) -> tuple[Operator, int]:
         """Return the branch that holds a partition, and the partition's index within it."""
-        for branch, count in self.branches:
-            if partition < count:
-                return branch, partition
-            partition -= count
-        raise IndexError(partition)
+        position = bisect_right(self.ends, partition)
+        if position == len(self.branches):
+            raise IndexError(partition)
+        branch, count = self.branches[position]
+        return branch, partition - self.ends[position] + count
 
 
 Operator = Step | UnionStep | Leaf
@@ -155,10 +166,10 @@ class Stage:
     Attributes:
         id: position in the plan; inputs have smaller ids.
         key: lineage key of what the stage leaves (its node's key and its exchange).
-        label: operators in words, as "scan > filter > partial aggregate".
+        label: operators in words, as "scan rides > filter > partial aggregate".
         operator: the tree that computes a partition.
         partitions: how many; fixed by data and plan.
-        schema: of the rows it leaves.
+        schema: of the rows it leaves, or gives to its sink.
         splits: for each scan leaf's slot, the split of each of the leaf's partitions.
         exchange: how blocks are cut into segments; None leaves one segment, the partition.
         sink: where partitions are staged instead of left as blocks.

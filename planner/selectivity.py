@@ -44,7 +44,7 @@ def selectivity(predicate: Expr) -> float:
 
     Example:
         >>> from headwater.ops.expressions import col
-        >>> selectivity((col("a") == 1) & (col("b") != 2))
+        >>> round(selectivity((col("a") == 1) & (col("b") != 2)), 3)
         0.09
     """
     return _share(predicate, DEPTH)

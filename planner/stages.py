@@ -137,16 +137,16 @@ class StageBuilder:
         return self._append(fragment, self._key(fragment, None), None, node.sink)
 
     def blocks(self, fragment: Fragment) -> Fragment:
-        """Cut a fragment and read its blocks: a narrow dependency."""
+        """Cut a fragment and read its blocks: a narrow dependency. Segments are read again as they are."""
+        if isinstance(fragment.operator, ShuffleLeaf):
+            return replace(fragment, operator=replace(fragment.operator, slot=self.slot()))
         stage = self.cut(fragment)
-        leaf = BlockLeaf(self.slot(), stage, fragment.schema)
-        return replace(fragment, operator=leaf, labels=(), splits={}, depth=0)
+        return _leaf(fragment, BlockLeaf(self.slot(), stage, fragment.schema))
 
     def broadcast(self, fragment: Fragment) -> Fragment:
         """Cut a fragment and read all of it in every partition."""
         stage = self.cut(fragment)
-        leaf = BroadcastLeaf(self.slot(), stage, fragment.schema)
-        return replace(fragment, operator=leaf, labels=(), splits={}, depth=0, known=None)
+        return replace(_leaf(fragment, BroadcastLeaf(self.slot(), stage, fragment.schema)), known=None)
 
     def shuffle(self, fragment: Fragment, partitioner: Partitioner) -> Fragment:
         """Cut a fragment with an exchange and read segment i in partition i: a wide dependency."""
@@ -165,8 +165,7 @@ class StageBuilder:
     def ranged(self, fragment: Fragment, keys: tuple[SortKey, ...], count: int) -> Fragment:
         """Bring rows into ranges of the sort order, whose boundaries come from a sample of the blocks."""
         sampled = self._sampled(fragment, keys)
-        leaf = BlockLeaf(self.slot(), sampled, fragment.schema)
-        blocks = replace(fragment, operator=leaf, labels=(), splits={}, depth=0)
+        blocks = _leaf(fragment, BlockLeaf(self.slot(), sampled, fragment.schema))
         return self._segments(blocks, Exchange(RangePartitioner(keys, count), boundaries_from=sampled))
 
     def _segments(self, fragment: Fragment, exchange: Exchange) -> Fragment:
@@ -190,7 +189,8 @@ class StageBuilder:
         if stage.sample not in ((), keys):
             copy = lineage_key("Sampled", [str(key) for key in keys], [stage.key])
             if copy not in self._by_key:
-                self._by_key[copy] = self._append(self.blocks(fragment), copy, None)
+                leaf = BlockLeaf(self.slot(), stage.id, fragment.schema)
+                self._by_key[copy] = self._append(_leaf(fragment, leaf), copy, None)
             stage = self.stages[self._by_key[copy]]
         self.stages[stage.id] = replace(stage, sample=keys)
         return stage.id
@@ -221,3 +221,8 @@ class StageBuilder:
             )
         )
         return id
+
+
+def _leaf(fragment: Fragment, leaf: BlockLeaf | BroadcastLeaf) -> Fragment:
+    """Return what reads a fragment's stage in its place."""
+    return replace(fragment, operator=leaf, labels=(), splits={}, depth=0)

@@ -21,7 +21,8 @@ def human_rows(rows: float) -> str:
     """Write a number of rows with separators.
 
     Example:
-        >>> human_rows(1234567.2)
-        '1,234,567'
+        >>> human_rows(1234567.2), human_rows(1)
+        ('1,234,567 rows', '1 row')
     """
-    return f"{round(rows):,}"
+    count = round(rows)
+    return f"{count:,} row{'s' * (count != 1)}"

@@ -101,7 +101,7 @@ def read_segment(buffer: pa.Buffer, schema: pa.Schema) -> Iterator[pa.Table]:
         One table a record batch.
 
     Raises:
-        ArrowInvalid: the bytes aren't messages of that schema.
+        ArrowInvalid, EOFError: the bytes aren't messages of that schema.
     """
     reader = pa.BufferReader(buffer)
     while reader.tell() < buffer.size:

@@ -18,6 +18,7 @@ from .dask_executor import DaskExecutor
 from .executor import Executor
 from .memory import anonymous_bytes
 from .memory_watch import MemoryWatch, read_peak
+from .spawn import keep_main_out_of_workers
 from .versions import check_versions
 
 _PROTOCOLS = ("tcp", "tls", "ucx", "ucxx", "ws", "wss", "inproc")
@@ -84,6 +85,7 @@ def start_local(
     own = tempfile.mkdtemp(prefix="headwater-") if scratch is None else None
     root = Path(own or scratch or "")
     cluster: HeadwaterCluster | None = None
+    keep_main_out_of_workers()
     try:
         with dask.config.set(CONFIG):
             cluster = HeadwaterCluster(

@@ -119,9 +119,10 @@ class DaskChannel:
         self._spawn(self._watch, future, task, worker, into=self._watches)
 
     def cancel(self, name: str, worker: str) -> None:
-        future = self._futures.pop(name, None)
-        if future is not None:
+        future = self._futures.get(name)
+        if future is not None and any(joined.address == worker for joined in self._membership.workers()):
             self._spawn(self._tell, [worker], "cancel", names=[name])
+        elif future is not None:  # or Dask would run it again elsewhere
             self._spawn(self._forget, [future])
 
     def release(self, blocks: Sequence[Block]) -> None:
@@ -146,7 +147,7 @@ class DaskChannel:
         return fetch_segments(self._client, segments, self._membership.nodes(), schema)
 
     def stop(self, timeout: float = STOP_SECONDS) -> None:
-        if self._watches and self._client.status == "running":
+        if self._client.status == "running":
             with suppress(OSError, TimeoutError):
                 self._client.sync(self._stop, timeout)
 

@@ -279,8 +279,8 @@ class Driver:
         self._idle_since = self._idle_since or now
         if now - self._idle_since > self._worker_timeout:
             raise ClusterError(
-                f"no worker for {self._worker_timeout:.0f} seconds. Start workers with `dask worker ADDRESS` "
-                "on machines that have headwater installed; a local session's workers may have run out of memory."
+                f"no worker for {self._worker_timeout:.0f} seconds. Start some with `dask worker ADDRESS` on "
+                "machines that have headwater; a local session's workers may have run out of memory."
             )
 
     # -- reading --------------------------------------------------------------------------------

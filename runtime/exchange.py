@@ -117,8 +117,8 @@ class _Cutter:
     ):
         self._schema, self._partitioner, self._partition = schema, partitioner, partition
         # a chunk is held three times while it is sorted (as it came, joined, sorted), beside the runs
-        self._chunk_bytes = max(_LEAST_CHUNK, memory_bytes // 5)
-        self._held_bytes = max(_LEAST_CHUNK, 2 * memory_bytes // 5)
+        self._chunk_bytes = max(_LEAST_CHUNK, memory_bytes // 12)
+        self._held_bytes = max(_LEAST_CHUNK, memory_bytes * 3 // 4)
         self._spill, self._files = spill, files
         self._runs: list[_HeldRun | _SpilledRun] = []
         self.spilled_bytes = 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from distributed.comm import CommClosedError
 from distributed.core import ConnectionPool, send_recv
 
 from .blocks import map_range, read_segment
@@ -25,6 +26,8 @@ from .scratch_file import Space
 from .task import CancelledTask, FetchFailedError, Segment
 
 _POLL_SECONDS = 0.1
+#: bytes of a message that even a task with little memory asks for
+_LEAST_MESSAGE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class FetchOptions:
     Attributes:
         connect_seconds: to reach a worker.
         reply_seconds: to get one message of a worker that was reached.
-        message_bytes: most bytes of rows in a message.
+        message_bytes: most bytes of rows in a message; less if the task's memory is small.
         nodes_at_once: with how many nodes to talk at the same time.
     """
 
@@ -156,8 +159,17 @@ class Inputs:
             CancelledTask: the task was cancelled while waiting.
         """
         for segment in segments:
-            if segment.length:
-                yield from read_segment(self._buffer(segment), schema)
+            if not segment.length:
+                continue
+            buffer = self._buffer(segment)
+            try:
+                yield from read_segment(buffer, schema)
+            except (
+                pa.ArrowInvalid,
+                EOFError,
+                OSError,
+            ) as error:  # as a power failure leaves it
+                raise _fetch_failed([segment]) from error
 
     def _buffer(self, segment: Segment) -> pa.Buffer:
         if segment.node not in self._fetcher.roots:
@@ -206,12 +218,16 @@ class _Transfer:
         assert fetcher.rpc is not None
         assert fetcher.loop is not None
         self._rpc, self._options, self._region = fetcher.rpc, fetcher.options, region
+        share = region.memory_bytes // (2 * self._options.nodes_at_once)
+        self._message_bytes = min(self._options.message_bytes, max(_LEAST_MESSAGE, share))
         self._arrived = threading.Condition()
         self._missing = {segment: segment.length for segment in segments}
         self._ended = False
         self._lost: dict[Segment, None] = {}
         self._unreachable: set[str] = set()
+        #: why workers didn't answer; and what else went wrong, which nothing should
         self._causes: list[BaseException] = []
+        self._broken: BaseException | None = None
         by_node: dict[str, list[Segment]] = {}
         for segment in segments:
             by_node.setdefault(segment.node, []).append(segment)
@@ -231,10 +247,12 @@ class _Transfer:
         self._future.cancel()
 
     def _raise(self) -> None:
-        cause = self._causes[0] if self._causes else None
         if self._lost:
+            cause = self._causes[-1] if self._causes else None
             raise _fetch_failed(self._lost, self._unreachable) from cause
-        raise CancelledTask("the fetch was stopped") from cause
+        if self._broken is not None:
+            raise self._broken
+        raise CancelledTask("the fetch was stopped")
 
     async def _run(self, by_node: dict[str, list[Segment]], nodes: Mapping[str, tuple[str, ...]]) -> None:
         slots = asyncio.Semaphore(self._options.nodes_at_once)
@@ -246,8 +264,7 @@ class _Transfer:
         try:
             await asyncio.gather(*(converse(node, segments) for node, segments in by_node.items()))
         except Exception as error:
-            self._causes.append(error)
-            raise
+            self._broken = error
         finally:
             with self._arrived:
                 self._ended = True
@@ -258,7 +275,8 @@ class _Transfer:
 
         After a loss anywhere only that question is asked, so that the error is complete and soon.
         """
-        messages = list(_messages(segments, self._options.message_bytes))
+        loop, landing = asyncio.get_running_loop(), None  # one message is put in place while the next comes
+        messages = list(_messages(segments, self._message_bytes))
         check = sorted({segment.path for segment in segments})
         for number, pieces in enumerate(messages):
             if self._lost and number:
@@ -272,18 +290,24 @@ class _Transfer:
             if gone := set(reply["missing"]):
                 self._lose(segment for segment in segments if segment.path in gone)
                 return
+            if landing is not None:
+                await landing
             if wanted:
-                await asyncio.get_running_loop().run_in_executor(None, self._land, pieces, reply["frames"])
+                landing = loop.run_in_executor(None, self._land, pieces, reply["frames"])
+        if landing is not None:
+            await landing
 
     async def _ask(self, addresses: list[str], **request: Any) -> dict[str, Any] | None:
         """Ask the node's workers in turn, forgetting those that fail; None if no one answers."""
         while addresses:
-            try:
-                reply = await self._call(addresses[0], **request)
-                if reply["status"] == "OK":
-                    return reply
-            except Exception as error:
-                self._causes.append(error)
+            for _ in range(2):
+                try:
+                    return await self._call(addresses[0], **request)
+                except CommClosedError as error:  # an old connection may be dead though the worker lives
+                    self._causes.append(error)
+                except Exception as error:
+                    self._causes.append(error)
+                    break
             addresses.pop(0)
         return None
 

@@ -40,6 +40,13 @@ class Balance:
         if left:
             self.pending[pid] = left
 
+    def fits(self, change: int, quota: int | None) -> bool:
+        """Whether so many more bytes stay within a quota, if need be without what the dead were promised."""
+        if quota is not None and self.used + change > quota:
+            self.forget_the_dead()
+            return self.used + change <= quota
+        return True
+
     def commit(self, change: int) -> None:
         """Add to, or take from, the bytes in published files."""
         self.committed = max(0, self.committed + change)
@@ -52,7 +59,7 @@ class SpaceLedger:
     """The ledger of one scratch folder, safe among processes and threads of a machine.
 
     Args:
-        folder: where its two small files lie.
+        folder: where its one small file lies.
 
     Example:
         >>> ledger = SpaceLedger(getfixture("tmp_path"))
@@ -63,19 +70,21 @@ class SpaceLedger:
     """
 
     def __init__(self, folder: Path):
-        self._lock = folder / "ledger.lock"
-        self._file = folder / "ledger.json"
+        self._path = folder / "ledger.json"
 
     @contextmanager
     def locked(self) -> Iterator[Balance]:
         """Hold the ledger alone; changes to the balance are kept when the block ends without an error."""
-        with open(self._lock, "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            balance = self._read()
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            balance = _read(file)
             before = (balance.committed, dict(balance.pending))
             yield balance
             if before != (balance.committed, balance.pending):
-                self._write(balance)
+                _write(file, balance)
+        finally:
+            os.close(file)
 
     def reserve(self, bytes: int, quota: int | None) -> bool:
         """Promise bytes to the calling process.
@@ -88,10 +97,8 @@ class SpaceLedger:
             Whether they fit; if not, nothing is promised.
         """
         with self.locked() as balance:
-            if quota is not None and balance.used + bytes > quota:
-                balance.forget_the_dead()
-                if balance.used + bytes > quota:
-                    return False
+            if not balance.fits(bytes, quota):
+                return False
             balance.promise(bytes)
             return True
 
@@ -106,13 +113,15 @@ class SpaceLedger:
         with self.locked() as balance:
             return balance.used
 
-    def _read(self) -> Balance:
-        try:
-            return Balance(**json.loads(self._file.read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return Balance()
 
-    def _write(self, balance: Balance) -> None:
-        draft = self._file.with_suffix(".tmp")
-        draft.write_text(json.dumps({"committed": balance.committed, "pending": balance.pending}))
-        os.replace(draft, self._file)
+def _read(file: int) -> Balance:
+    try:
+        return Balance(**json.loads(os.pread(file, 1 << 20, 0)))
+    except (ValueError, TypeError):  # new, or torn: `NodeStore.purge_orphans` counts again
+        return Balance()
+
+
+def _write(file: int, balance: Balance) -> None:
+    text = json.dumps({"committed": balance.committed, "pending": balance.pending}).encode()
+    os.pwrite(file, text, 0)
+    os.ftruncate(file, len(text))

@@ -1,7 +1,7 @@
 """NodeStore: a node's scratch folder, in which its processes publish, share and delete blocks.
 
     node.json                       the node's identity
-    ledger.json, ledger.lock        bytes used, counted across processes
+    ledger.json                     bytes used, counted across processes
     runs/RUN/owner.json             the driver that the run belongs to
     runs/RUN/blocks/s2-p17-a0.arrow
     runs/RUN/spill/PID-...          what tasks push out of memory

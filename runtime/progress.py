@@ -124,8 +124,12 @@ def is_done(stage: StageSnapshot) -> bool:
 
 def stage_line(stage: StageSnapshot, number: int, count: int, elapsed: float) -> str:
     """Write a finished stage as one line."""
-    size = f"{plural(stage.total, 'partition')}, {count_text(stage.rows)} rows, {bytes_text(stage.bytes)}"
+    size = f"{plural(stage.total, 'partition')}, {_rows(stage)}, {bytes_text(stage.bytes)}"
     return f"[{seconds_text(elapsed):>7}] stage {number}/{count} done: {stage.label}: {size}"
+
+
+def _rows(stage: StageSnapshot) -> str:
+    return f"{count_text(stage.rows)} row{'' if stage.rows == 1 else 's'}"
 
 
 def seconds_left(snapshot: Snapshot) -> float | None:
@@ -167,7 +171,7 @@ def stage_table(snapshot: Snapshot, spans: Spans) -> Group:
             Text(stage.label, style=style),
             ProgressBar(total=max(1, stage.total), completed=stage.done if stage.total else 1, width=20),
             f"{stage.done}/{stage.total}",
-            f"{count_text(stage.rows)} rows",
+            _rows(stage),
             "" if rate is None else f"{count_text(rate)} rows/s",
             bytes_text(stage.bytes),
         )

@@ -35,6 +35,7 @@ class Region:
         ends = np.cumsum([-(-segment.length // _ALIGNMENT) * _ALIGNMENT for segment in segments])
         self._start = dict(zip(segments, [0, *ends[:-1].tolist()]))
         self._space = options.space
+        self.memory_bytes = options.memory_bytes
         total = int(ends[-1])
         self.file_bytes = total if total > options.memory_bytes else 0
         self._memory: Any = self._map_file(options) if self.file_bytes else pa.allocate_buffer(total)

@@ -14,6 +14,7 @@ from ..errors import HeadwaterError, PlanError
 from ..lineage.fingerprint import Fingerprint
 from ..ops.kernel import Broadcast, Context, Stream
 from ..ops.partitioner import KeySampler
+from ..ops.sink import StagedFile
 from ..ops.source import Split, read_exactly
 from ..planner.plan import BroadcastLeaf, Leaf, Operator, ScanLeaf, ShuffleLeaf, Step, UnionStep
 from .broadcast import BroadcastCache
@@ -86,8 +87,8 @@ class _Attempt:
         self.broadcasts = broadcasts or BroadcastCache()
         self.counts: Counter[str] = Counter()
         #: a task's memory, shared by what holds rows at the same time
-        self.kernel_bytes = task.memory_bytes // 2
-        self.input_bytes = self.exchange_bytes = task.memory_bytes // 4
+        self.kernel_bytes = self.exchange_bytes = task.memory_bytes * 3 // 8
+        self.input_bytes = task.memory_bytes // 4
         self.spill_folder = Path()
         self.inputs: Inputs | None = None
 
@@ -125,7 +126,8 @@ class _Attempt:
         tap = _Tap(program, index)
         stream = self._watched(self._evaluate(program.operator, given, index))
         rows = tap.passing(stream)  # type: ignore[arg-type]
-        block, files = None, ()
+        block: Block | None = None
+        files: tuple[StagedFile, ...] = ()
         if program.sink is None:
             block = self._write(rows, index, tap)
             self.counts["bytes_out"] += block.bytes

@@ -123,14 +123,6 @@ class Scheduler:
             self._advance()
         return self._out
 
-    def cancel_all(self) -> list[Instruction]:
-        """Give up: stop every attempt and release every block."""
-        self._out = []
-        self._stop()
-        for stage in self.stages:
-            self._release(stage, stage.alive.copy())
-        return self._out
-
     def _take(self, event: Event) -> None:
         if isinstance(event, WorkerJoined):
             if event.address not in self.placement.workers:
@@ -306,6 +298,7 @@ class Scheduler:
         sampled = self.stages[exchange.boundaries_from].results
         samples = [result.sample for result in sampled if result is not None and result.sample is not None]
         ranges = exchange.partitioner
+        assert isinstance(ranges, partitioners.RangePartitioner)
         boundaries = partitioners.range_boundaries(samples, ranges.keys, ranges.count)
         stage.exchange = exchange.resolved(replace(ranges, boundaries=boundaries))
         self._record(["boundaries", stage.stage.id, _as_text(boundaries)])

@@ -52,9 +52,31 @@ class Space:
         Raises:
             DiskFullError: they don't fit.
         """
-        quota = self.quota_bytes if quota_bytes is None else quota_bytes
+        quota = self._bound(quota_bytes)
         if not self.ledger.reserve(bytes, quota):
             raise self.full(bytes, quota)
+
+    def publish(self, draft: Path, target: Path, reserved: int, quota_bytes: int | None = None) -> None:
+        """Rename a finished file and count it as committed, both at once for all processes.
+
+        Args:
+            draft: the file.
+            target: its new path; a file that is there is replaced.
+            reserved: the bytes that were reserved for it.
+            quota_bytes: most bytes that may be used; None is the folder's own.
+
+        Raises:
+            DiskFullError: it doesn't fit; nothing has changed.
+        """
+        size, quota = draft.stat().st_size, self._bound(quota_bytes)
+        with self.ledger.locked() as balance:
+            replaced = target.stat().st_size if target.exists() else 0
+            if balance.fits(size - reserved - replaced, quota):
+                os.replace(draft, target)
+                balance.promise(-reserved)
+                balance.commit(size - replaced)
+                return
+        raise self.full(size - reserved, quota)
 
     def full(self, needed: int, quota: int | None) -> DiskFullError:
         """Build the error for a full quota (given) or disk (None), not raised."""
@@ -79,6 +101,9 @@ class Space:
             if isinstance(error, DiskFullError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise self.full(_ACCOUNT_STEP, None) from error
+
+    def _bound(self, quota_bytes: int | None) -> int | None:
+        return self.quota_bytes if quota_bytes is None else quota_bytes
 
 
 class ScratchFile:
@@ -105,32 +130,33 @@ class ScratchFile:
     def __exit__(self, *error: object) -> None:
         self.discard()
 
-    def account(self, all: bool = False) -> None:
-        """Tell the ledger how far the file has grown; small steps are left for later unless ``all``.
+    def account(self) -> None:
+        """Tell the ledger how far the file has grown; small steps are left for later.
 
         Raises:
             DiskFullError: the quota is exceeded.
         """
         growth = self.stream.tell() - self._reserved
-        if growth > 0 and (all or growth >= _ACCOUNT_STEP):
+        if growth >= _ACCOUNT_STEP:
             self.space.reserve(growth, self._quota)
             self._reserved += growth
 
     def finish(self) -> int:
-        """Flush and close the draft, and return its size in bytes."""
-        with self.space.full_disk_explained():
-            self.account(all=True)
-            self.stream.close()
-        return self.draft.stat().st_size
+        """Flush and close the draft, account for it, and return its size in bytes."""
+        size = self._close()
+        if size > self._reserved:
+            self.space.reserve(size - self._reserved, self._quota)
+            self._reserved = size
+        return size
 
     def publish(self) -> int:
-        """Let the file appear under its name, and return its size in bytes."""
-        size = self.finish() if not self.stream.closed else self.draft.stat().st_size
-        with self.space.ledger.locked() as balance:
-            replaced = self._target.stat().st_size if self._target.exists() else 0
-            os.replace(self.draft, self._target)
-            balance.promise(-self._reserved)
-            balance.commit(size - replaced)
+        """Let the file appear under its name, and return its size in bytes.
+
+        Raises:
+            DiskFullError: the quota or the disk is full.
+        """
+        size = self._close()
+        self.space.publish(self.draft, self._target, self._reserved, self._quota)
         self._reserved = 0
         return size
 
@@ -142,3 +168,8 @@ class ScratchFile:
         self.draft.unlink(missing_ok=True)
         self.space.ledger.release(self._reserved)
         self._reserved = 0
+
+    def _close(self) -> int:
+        with self.space.full_disk_explained():
+            self.stream.close()
+        return self.draft.stat().st_size

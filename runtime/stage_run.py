@@ -120,7 +120,7 @@ class StageRun:
         """Indices of partitions whose readable block is on a node."""
         alive = np.flatnonzero(self.alive)
         return np.array(
-            [p for p in alive if (b := self.block(p)) is not None and b.node == node], dtype=np.int64
+            [p for p in alive if (b := self.block(int(p))) is not None and b.node == node], dtype=np.int64
         )
 
     def blocks_by_node(self) -> dict[str, np.ndarray]:

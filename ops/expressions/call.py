@@ -177,7 +177,7 @@ class Call(Expr):
         return f"Cast one, as {operand(self.children[at])}.cast('{type_name(types[1 - at])}')."
 
     @property
-    def is_operator(self) -> bool:
+    def is_operator(self) -> bool:  # type: ignore[override]
         return self.definition.notation == "operator"
 
     def __str__(self) -> str:

@@ -36,14 +36,14 @@ def multiply(a: Value, b: Value) -> Value:
 
 def divide(a: Value, b: Value) -> Value:
     """The quotient, cut to the scale of `_quotient_digits`; null where the divisor is zero."""
-    result = decimal_type(*_quotient_digits(a.type, b.type))
+    digits, scale = _quotient_digits(a.type, b.type)
+    result = decimal_type(digits, scale)
     b = _null_zeros(b)
-    if _quotient_digits(a.type, b.type)[0] <= MAX_DIGITS and _is_narrow(a) and _is_narrow(b):
+    if digits <= MAX_DIGITS and _is_narrow(a) and _is_narrow(b):
         return _fit(pc.divide(a, b), result)
-    a, b = _narrow(_widen(a)), _narrow(_widen(b))
-    if (over := _quotient_digits(a.type, b.type)[0] - _MAX_WIDE) > 0:
-        b = _relabelled(b, b.type.precision - over)
-    return _fit(pc.divide(a, b), result)
+    shift = result.scale - a.type.scale + b.type.scale
+    quotient = _cut_quotient(_unscaled(a, a.type.scale), _unscaled(b, b.type.scale), max(shift, 4))
+    return _fit(_relabelled(quotient, _MAX_WIDE, result.scale + max(0, 4 - shift)), result)
 
 
 def floor_divide(a: Value, b: Value) -> Value:
@@ -56,7 +56,7 @@ def modulo(a: Value, b: Value) -> Value:
     """The rest with the divisor's sign; null where the divisor is zero."""
     scale = max(a.type.scale, b.type.scale)
     rest = _divmod(a, b)[1]
-    rest = _relabel_any(rest, pa.decimal256(_MAX_WIDE, scale))
+    rest = _relabelled(rest, _MAX_WIDE, scale)
     return _fit(rest, decimal_type(b.type.precision - b.type.scale + scale, scale))
 
 
@@ -117,9 +117,10 @@ def _narrow(value: Value) -> Value:
     return _relabelled(value, digits)
 
 
-def _relabelled(value: Value, digits: int) -> Value:
+def _relabelled(value: Value, digits: int, scale: int | None = None) -> Value:
+    """Declare other digits, or another scale, for the same stored integers."""
     kind = pa.decimal128 if _is_narrow(value) else pa.decimal256
-    return _relabel_any(value, kind(max(1, digits), value.type.scale))
+    return _relabel_any(value, kind(max(1, digits), value.type.scale if scale is None else scale))
 
 
 def _relabel_any(value: Value, type: pa.DataType) -> Value:
@@ -149,28 +150,30 @@ def _fit(value: Value, type: pa.DataType) -> Value:
 def _divmod(a: Value, b: Value) -> tuple[Value, Value]:
     """Quotient rounded down and rest, both as unscaled integers at the finer scale."""
     scale = max(a.type.scale, b.type.scale)
-    a, b = (_unscaled(value, scale) for value in (a, _null_zeros(b)))
-    if (over := _quotient_digits(a.type, b.type)[0] - _MAX_WIDE) > 0:
-        b = _relabelled(b, b.type.precision - over)
-    integer = pa.decimal256(_MAX_WIDE, 0)
-    quotient = pc.divide(a, b).cast(pa.decimal256(_MAX_WIDE // 2, 0), safe=False)
-    a, b = (
-        _relabel_any(a, pa.decimal256(_MAX_WIDE // 2 - 1, 0)),
-        _relabel_any(b, pa.decimal256(_MAX_WIDE // 2 - 1, 0)),
-    )
-    product = _relabel_any(pc.multiply(quotient, b), integer)
-    rest = pc.subtract(
-        _relabel_any(a, pa.decimal256(_MAX_WIDE - 1, 0)),
-        _relabel_any(product, pa.decimal256(_MAX_WIDE - 1, 0)),
-    )
-    zero, one = pa.scalar(Decimal(0), integer), pa.scalar(Decimal(1), pa.decimal256(_MAX_WIDE // 2, 0))
-    crosses = pc.and_(pc.not_equal(rest, zero), pc.xor(pc.less(rest, zero), pc.less(b, zero.cast(b.type))))
-    shifted = _relabel_any(pc.subtract(quotient, one), quotient.type)
-    corrected = _relabel_any(pc.add(_relabel_any(rest, b.type), b), integer)
-    return pc.if_else(crosses, shifted, quotient), pc.if_else(crosses, corrected, _relabel_any(rest, integer))
+    a, b = _unscaled(a, scale), _null_zeros(_unscaled(b, scale))
+    quotient = _cut_quotient(a, b, 4).cast(pa.decimal256(_MAX_WIDE, 0), safe=False)
+    product = pc.multiply(
+        _relabelled(quotient, 38), _relabelled(b, 37)
+    )  # no more than a, whatever the labels
+    rest = _relabelled(pc.subtract(_relabelled(a, 75), _relabelled(product, 75)), _MAX_WIDE)
+    zero, one = (pa.scalar(Decimal(n), pa.decimal256(_MAX_WIDE, 0)) for n in (0, 1))
+    crosses = pc.and_(pc.not_equal(rest, zero), pc.xor(pc.less(rest, zero), pc.less(b, zero)))
+    lower = pc.subtract(_relabelled(quotient, 75), _relabelled(one, 75))
+    raised = pc.add(_relabelled(rest, 75), _relabelled(b, 75))
+    return pc.if_else(crosses, lower, quotient), pc.if_else(crosses, raised, rest)
 
 
 def _unscaled(value: Value, scale: int) -> Value:
-    digits = value.type.precision - value.type.scale + scale
-    wide = value.cast(pa.decimal256(min(digits, _MAX_WIDE), scale))
-    return _widen(_narrow(_relabel_any(wide, pa.decimal256(wide.type.precision, 0))))
+    """The integer that a decimal is stored as, at a scale no coarser than its own."""
+    digits = min(value.type.precision - value.type.scale + scale, _MAX_WIDE)
+    return _relabelled(_widen(value).cast(pa.decimal256(digits, scale)), _MAX_WIDE, 0)
+
+
+def _cut_quotient(a: Value, b: Value, scale: int) -> Value:
+    """a / b for integers, cut to at least 4 fraction digits; null where a has no room for as many zeros.
+
+    Arrow derives the scale from the declared digits of the divisor, so these are set to give the scale.
+    """
+    room = pa.scalar(Decimal(1).scaleb(_MAX_WIDE - scale), a.type)
+    a = pc.if_else(pc.less(pc.abs(a), room), a, pa.scalar(None, a.type))
+    return pc.divide(_relabelled(a, _MAX_WIDE - scale), _relabelled(b, scale - 1))

@@ -99,6 +99,16 @@ def extract(x: Value, pattern: str, group: int | str = 1) -> Value:
     return pc.struct_field(pc.extract_regex(x, pattern=_only_group(pattern, group)), "g")
 
 
+def check_pattern(pattern: str) -> None:
+    """Raise ParameterError unless a text is a regular expression that RE2 takes."""
+    try:
+        pc.match_substring_regex(pa.array([""]), pattern=pattern)
+    except pa.ArrowInvalid as error:
+        raise ParameterError(
+            f"{pattern!r} is no regular expression: {error}. Write literal=True to look for the text itself."
+        ) from None
+
+
 #: an escape, a character class, or the start of a group
 _PARTS = re.compile(
     r"\\Q.*?(?:\\E|$)|\\.|\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]])*\]|\((?:\?P?<(\w+)>|(?!\?))", re.S
@@ -111,6 +121,7 @@ def _groups(pattern: str) -> list[re.Match[str]]:
 
 def check_group(pattern: str, group: int | str) -> None:
     """Raise ParameterError unless a pattern has a group."""
+    check_pattern(pattern)
     groups = _groups(pattern)
     names = [match[1] for match in groups if match[1]]
     if isinstance(group, str) and group not in names:

@@ -62,6 +62,7 @@ class StringNamespace:
 
     def contains(self, pattern: str, literal: bool = False) -> Expr:
         """Whether a regular expression (RE2), or with ``literal`` a text, is found in it."""
+        _check(pattern, literal)
         return call("str.contains", self._expr, pattern=pattern, literal=literal)
 
     def like(self, pattern: str) -> Expr:
@@ -80,6 +81,7 @@ class StringNamespace:
         Returns:
             A string expression.
         """
+        _check(pattern, literal)
         return call("str.replace", self._expr, pattern=pattern, value=value, literal=literal, n=int(n))
 
     def extract(self, pattern: str, group: int | str = 1) -> Expr:
@@ -133,6 +135,7 @@ class StringNamespace:
 
     def count(self, pattern: str, literal: bool = False) -> Expr:
         """How often a regular expression, or with ``literal`` a text, is found, without overlap; int64."""
+        _check(pattern, literal)
         return call("str.count", self._expr, pattern=pattern, literal=literal)
 
     def find(self, text: str) -> Expr:
@@ -154,3 +157,10 @@ class StringNamespace:
             A timestamp[us] expression; with ``%z`` in the format, in UTC.
         """
         return call("str.to_datetime", self._expr, format=format, strict=strict)
+
+
+def _check(pattern: str, literal: bool) -> None:
+    from .string_kernels import check_pattern
+
+    if not literal:
+        check_pattern(pattern)

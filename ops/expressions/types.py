@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from ...errors import ParameterError, did_you_mean
 from ..schema import canonical_type
 
-Value = pa.Array | pa.ChunkedArray | pa.Scalar
+Value: TypeAlias = pa.Array | pa.ChunkedArray | pa.Scalar
 
 #: most decimal digits a decimal128 holds; results are capped to it
 MAX_DIGITS = 38

@@ -85,8 +85,7 @@ class _Pushdown:
             for item in stuck:
                 self.stop(item, f"it may raise on rows that Filter {node.predicate} drops")
             self.staying[node] = stuck
-            below = own + [item.below(node) for item in arriving if not item.raises]
-            self.send(node, 0, below)
+            self.send(node, 0, own + [item.below(node) for item in arriving if not item.raises])
             return
         stay: list[Travelling] = []
         below: dict[int, list[Travelling]] = {}
@@ -127,18 +126,23 @@ class _Pushdown:
 
     def into_scan(self, node: Node, position: int, scan: Scan, items: list[Travelling]) -> None:
         self.edges[node, position] = items
-        reason = ""
-        if scan.limit is not None:
-            reason = f"the scan is limited to {scan.limit} rows first"
-        elif not self.is_free(scan):
-            reason = f"Scan {scan.source.describe()} is read once for {self.counts[scan]} consumers"
         for item in items:
-            if reason:
+            if reason := self.scan_refuses(scan, item):
                 self.stop(item, reason)
-            else:
-                through = f"through {', '.join(item.passed)} " if item.passed else ""
-                detail = f"{item.written}: {through}into Scan {scan.source.describe()}"
-                self.events.append(RuleEvent(NAME, True, detail))
+                continue
+            through = f"through {', '.join(item.passed)} " if item.passed else ""
+            detail = f"{item.written}: {through}into Scan {scan.source.describe()}"
+            self.events.append(RuleEvent(NAME, True, detail))
+
+    def scan_refuses(self, scan: Scan, item: Travelling) -> str:
+        """Return why a scan can't take a conjunct in; empty if it can."""
+        if scan.limit is not None:
+            return f"the scan is limited to {scan.limit} rows first"
+        if not self.is_free(scan):
+            return f"Scan {scan.source.describe()} is read once for {self.counts[scan]} consumers"
+        if item.raises and scan.predicate is not None:
+            return f"it may raise on rows that the scan drops by {scan.predicate}"
+        return ""
 
     def stop(self, item: Travelling, reason: str) -> None:
         if item.passed:
@@ -148,23 +152,23 @@ class _Pushdown:
             self.events.append(RuleEvent(NAME, False, f"{item.written}: stays, as {reason}"))
 
     def rebuild(self, node: Node, done: dict[Node, Node]) -> Node:
-        if isinstance(node, Filter):
-            items = self.edges.get((node, 0))
-            below = done[node.input]
-            return self.above(node, below if items is None else self.filtered(node.input, below, items))
         inputs = []
         for position, child in enumerate(node.inputs):
-            items = self.edges.get((node, position))
-            inputs.append(done[child] if items is None else self.filtered(child, done[child], items))
-        return self.above(node, over(node, inputs))
+            items = self.edges.get((node, position), [])
+            inputs.append(self.filtered(child, done[child], items))
+        return self.above(node, inputs[0] if isinstance(node, Filter) else over(node, inputs))
 
     def filtered(self, old: Node, new: Node, items: Sequence[Travelling]) -> Node:
-        """Return an input with conjuncts applied: in the scan where it may be, else by a filter."""
-        exprs = _unique(items)
-        if not isinstance(new, Scan) or new.limit is not None or not self.is_free(old):
-            return Filter(new, all_of(exprs))
-        own = [] if new.predicate is None else conjuncts(new.predicate)
-        return replace(new, predicate=all_of([*own, *exprs]))
+        """Return an input with conjuncts applied: in the scan where it takes them, else by a filter."""
+        outside = items
+        if isinstance(old, Scan):
+            assert isinstance(new, Scan)
+            outside = [item for item in items if self.scan_refuses(old, item)]
+            inside = _unique([item for item in items if not self.scan_refuses(old, item)])
+            if inside:
+                own = [] if new.predicate is None else conjuncts(new.predicate)
+                new = replace(new, predicate=all_of([*own, *inside]))
+        return Filter(new, all_of(_unique(outside))) if outside else new
 
     def above(self, old: Node, new: Node) -> Node:
         items = self.staying.get(old)

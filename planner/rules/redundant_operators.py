@@ -21,7 +21,7 @@ def redundant_operators(roots: Roots) -> tuple[Roots, list[RuleEvent]]:
     nested = _nested_unions(roots)
 
     def step(node: Node, old: Node) -> Node:
-        if isinstance(node, Union):
+        if isinstance(node, Union) and isinstance(old, Union):
             return node if old in nested else _flat(node, old, nested, events)
         reason = _redundant(node)
         if reason:
@@ -79,7 +79,7 @@ def _flat(node: Union, old: Union, nested: set[Node], events: list[RuleEvent]) -
     if not any(child in nested for child in old.sources):
         return node
     sources: list[Node] = []
-    stack = [(node, old)]
+    stack: list[tuple[Node, Node]] = [(node, old)]
     while stack:
         new, before = stack.pop()
         if before in nested or before is old:

@@ -63,7 +63,7 @@ def test_a_module_beside_the_file_reaches_the_workers(tmp_path: Path, capsys):
         "@hw.pipeline\ndef doubled():\n    return hw.range(4).map_batches(twice)\n"
     )
     assert execute(["run", str(file), "--workers", "1", "--quiet"]) == OK
-    assert [line.strip() for line in capsys.readouterr().out.splitlines()[4:8]] == ["0", "2", "4", "6"]
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()[5:9]] == ["0", "2", "4", "6"]
 
 
 def test_ctrl_c_stops_cleanly_and_leaves_nothing(tmp_path: Path):

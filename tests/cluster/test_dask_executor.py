@@ -1,8 +1,9 @@
-"""One suite that every executor must pass: a shuffle and a sort against pandas, streaming, sinks, failures."""
+"""One suite that every executor must pass: shuffle and sort against pandas, streams, sinks, failures."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from distributed import Client, Nanny, Scheduler, SpecCluster
-
 from headwater.errors import (
     ClusterError,
     ParameterError,
     SerializationError,
     UserFunctionError,
-    VersionMismatchError,
 )
 from headwater.lineage.journal import Journal, list_runs, read
 from headwater.ops.kernel import Kernel
@@ -41,7 +40,6 @@ from headwater.runtime.cluster import CONFIG, HeadwaterCluster, join, open_execu
 from headwater.runtime.dask_executor import DaskExecutor
 from headwater.runtime.driver import Driver
 from headwater.runtime.inline import InlineExecutor
-from headwater.runtime.task import FetchFailedError
 from headwater.runtime.versions import mismatches
 
 pytestmark = pytest.mark.cluster
@@ -168,6 +166,7 @@ def two_nodes(tmp_path_factory):
                 "nthreads": 1,
                 "env": {"HEADWATER_SCRATCH": str(root)},
                 "local_directory": str(root / "dask"),
+                "dashboard": False,
             },
         }
         for number, root in enumerate(roots)
@@ -330,18 +329,19 @@ def test_progress_reaches_the_total(executor):
 def test_remote_bytes_are_told_from_local_ones(two_nodes):
     with Driver(sums_plan(), two_nodes) as driver:
         stage = driver.run().report.stages[1]
+        exchanged = driver.scheduler.stages[0].block_bytes.sum()
     assert stage.local_bytes > 0
     assert stage.remote_bytes > 0
-    assert stage.local_bytes + stage.remote_bytes == stage.bytes_in
+    assert stage.local_bytes + stage.remote_bytes == exchanged
 
 
 def test_blocks_lost_after_the_run_are_made_again_when_read():
     executor = InlineExecutor(workers=2, nodes=2)
     with Driver(sort_plan(), executor) as driver:
-        driver.run()
+        last = driver.run().outputs["sorted"].blocks[-1]
         tables = driver.read("sorted")
         first = next(tables)
-        executor.lose("inline-1")
+        executor.lose(next(worker.address for worker in executor.workers() if worker.node == last.node))
         rows = pa.concat_tables([first, *tables]).to_pandas()
         assert driver.report().recovery.nodes_lost == 1
     pd.testing.assert_frame_equal(rows, everything().sort_values(["key", "value"], ignore_index=True))
@@ -353,17 +353,16 @@ def test_wrong_address_and_silent_scheduler_are_told_apart():
         join("localhost:8786")
     with pytest.raises(ParameterError, match="isn't the address"):
         join("scheduler")
-    with pytest.raises(ClusterError, match="no Dask scheduler answers at tcp://127.0.0.1:9"):
+    with pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9 within 1"):
         join("tcp://127.0.0.1:9", timeout=1)
 
 
 def test_scheduler_without_workers_is_named():
-    import asyncio
-
-    with HeadwaterCluster(n_workers=0, processes=False, dashboard_address=None) as cluster:
-        with pytest.raises(ClusterError, match="has no workers"):
-            join(cluster.scheduler_address, timeout=1)
-    assert asyncio
+    with (
+        HeadwaterCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        pytest.raises(ClusterError, match="has no workers"),
+    ):
+        join(cluster.scheduler_address, timeout=1)
 
 
 def test_joined_cluster_runs_and_stays_up():
@@ -374,6 +373,19 @@ def test_joined_cluster_runs_and_stays_up():
             driver.run()
         executor.close()
         assert len(client.scheduler_info()["workers"]) == 1
+
+
+def test_script_without_a_main_guard_can_start_a_cluster(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from headwater.runtime.cluster import start_local\n"
+        "def where(): import os; return os.getpid()\n"
+        "cluster, client = start_local(1)\n"
+        "import os; print(client.submit(where).result() != os.getpid())\n"
+        "client.close(); cluster.close()\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_scratch_of_a_local_cluster_goes_with_it():
@@ -414,11 +426,6 @@ def test_versions_are_compared_with_each_worker():
     assert "pyarrow 25.0.0 (here 26.0.0)" in lines[1]
     assert "install headwater==1.0.0 on the workers" in lines[2]
     assert "python 3.12.1 (here 3.11.7)" in lines[3]
-
-
-def test_mismatch_names_the_class_users_catch():
-    assert issubclass(VersionMismatchError, ClusterError)
-    assert issubclass(FetchFailedError, Exception)
 
 
 def test_numbers_out_of_range_are_refused():

@@ -72,7 +72,7 @@ def test_adult_is_cleaned_aggregated_split_and_written_as_parquet(sessions, tmp_
             FROM ({clean}) GROUP BY ALL ORDER BY education_num DESC""",
     )
     whole, train, test = (
-        duckdb.sql(f"SELECT count(*), sum(age), sum(fnlwgt), sum({gain}) FROM {source}").fetchone()
+        duckdb.sql(f"SELECT count(*), sum(age), sum(fnlwgt), sum({gain}) FROM {source}").fetchall()[0]
         for source, gain in (
             (f"({clean})", '"capital-gain"'),
             (f"read_parquet('{tmp_path}/train/*/*.parquet', hive_partitioning=true)", "gain"),

@@ -59,11 +59,10 @@ class FakeSource(Source):
         )
 
     def prune(self, splits: Sequence[Split], predicate) -> Sequence[Split]:
-        return [
-            split
-            for split in splits
-            if self.tables[split.index].filter(predicate.evaluate(self.tables[split.index])).num_rows
-        ]
+        if self.split_rows is not None:
+            return splits
+        tables = [self.tables[split.index] for split in splits]
+        return [split for split, t in zip(splits, tables) if t.filter(predicate.evaluate(t)).num_rows]
 
     def read(self, split: Split, columns, predicate=None, limit=None) -> Iterator[pa.Table]:
         yield self.tables[split.index].select(list(columns))

@@ -1,8 +1,9 @@
-"""Kernels against DuckDB on random tables: any chunking and any memory bound give the same rows in the same order."""
+"""Kernels against DuckDB on random tables, with any chunking and any memory bound."""
 
 import datetime
 import math
 from decimal import Decimal
+from itertools import pairwise
 
 import duckdb
 import numpy as np
@@ -50,7 +51,7 @@ SCHEMA = pa.schema(
 )
 KEYS = ["i", "f", "s", "d", "t", "b"]
 VALUES = {
-    "i": st.integers(-3, 3) | st.sampled_from([2**62, -(2**62)]),
+    "i": st.integers(-3, 3) | st.sampled_from([2**40, -(2**40)]),
     "f": st.sampled_from([0.0, -0.0, 1.5, -1.5, math.nan, math.inf, -math.inf, 1e300]),
     "s": st.sampled_from(["", "a", "b", "ab", "ß", "日本", "\U0001f30a", "a" * 40]),
     "d": st.sampled_from([Decimal("0.00"), Decimal("1.10"), Decimal("-99999999.99")]),
@@ -84,7 +85,7 @@ def cuts(draw):
 
     def cut(table):
         ends = [0, *(int(place * table.num_rows) for place in places), table.num_rows]
-        return [table.slice(a, b - a) for a, b in zip(ends, ends[1:])]
+        return [table.slice(a, b - a) for a, b in pairwise(ends)]
 
     return cut
 
@@ -199,7 +200,7 @@ def test_join(left, right, keys, how, cut, other):
 
 
 AGGREGATES = {
-    "sum": ["x", "d", "b"],
+    "sum": ["x", "d", "b", "i"],
     "mean": ["x", "d", "i"],
     "var": ["x"],
     "std": ["x"],
@@ -219,7 +220,8 @@ SQL = {
     "first": "first({c} order by rn)",
     "last": "last({c} order by rn)",
 }
-ALL = tuple(Aggregation(f"{f}_{c}", f, c) for f, cs in AGGREGATES.items() for c in cs) + (
+ALL = (
+    *(Aggregation(f"{f}_{c}", f, c) for f, cs in AGGREGATES.items() for c in cs),
     Aggregation("rows", "count", None),
 )
 
@@ -269,10 +271,8 @@ def test_aggregate(table, keys, cut, parts):
         for a in ALL
     ]
     by = f"group by {quoted(keys)}" if keys else ""
-    expected = duck(
-        f"select {', '.join([*(f'first({quoted([k])} order by rn)' for k in keys), *terms])} from t {by} order by min(rn)",
-        t=table,
-    )
+    terms = [*(f"first({quoted([k])} order by rn)" for k in keys), *terms]
+    expected = duck(f"select {', '.join(terms)} from t {by} order by min(rn)", t=table)
     rows = [] if got is None else list(zip(*(column.to_pylist() for column in got.columns)))
     assert len(rows) == len(expected)
     for row, wanted in zip(rows, expected):

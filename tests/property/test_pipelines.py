@@ -181,16 +181,21 @@ def oracle(table: pa.Table, other: pa.Table, operations: list[Operation]) -> pa.
         columns = [row[0] for row in connection.execute(f"DESCRIBE step{number}").fetchall()]
         sql = operation.sql(columns).replace("{0}", f"step{number}")
         connection.execute(f"CREATE TEMP TABLE step{number + 1} AS {sql}")
-    return connection.execute(f"FROM step{len(operations)}").to_arrow_table()
+    return connection.sql(f"FROM step{len(operations)}").to_arrow_table()
 
 
 @pytest.fixture(scope="module")
 def sessions():
-    with hw.Session("inline", workers=1) as one, hw.Session("inline", workers=3) as three:
+    """The same small partitions, so that a few rows are shuffled into several, on one worker and on three."""
+    small = hw.PlanOptions(partition_bytes=256, broadcast_bytes=128)
+    with (
+        hw.Session("inline", workers=1, options=small, journal=False) as one,
+        hw.Session("inline", workers=3, options=small, journal=False) as three,
+    ):
         yield one, three
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     table=tables(),
     other=tables(12),
@@ -208,7 +213,7 @@ def test_random_chains_give_duckdbs_rows_and_the_same_bytes_on_any_workers(
     with dataset.run(one) as first, dataset.run(three) as second:
         result = first.table("result")
         assert first.digest("result") == second.digest("result")
-        assert result.equals(second.table("result"))
+        assert repr(result.to_pylist()) == repr(second.table("result").to_pylist())
     expected = oracle(table, other, operations)
     assert sorted(result.schema.names) == sorted(expected.schema.names)
     assert rows_of(result, result.schema.names) == rows_of(expected, result.schema.names)

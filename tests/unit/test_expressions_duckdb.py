@@ -7,7 +7,6 @@ from decimal import Decimal
 import duckdb
 import pyarrow as pa
 import pytest
-
 from headwater.ops.expressions import coalesce, col, concat_str, greatest, least, lit, when
 from headwater.ops.expressions.expr import Expr, evaluate_column
 
@@ -31,14 +30,22 @@ TABLE = pa.table(
             pa.timestamp("us"),
         ),
         "day": pa.array(
-            [datetime.date(2024, 2, 29), datetime.date(1960, 1, 1), None]
-            + [datetime.date(2021, 1, 3), datetime.date(2000, 12, 31), datetime.date(1970, 1, 1)],
+            [
+                datetime.date(2024, 2, 29),
+                datetime.date(1960, 1, 1),
+                None,
+                datetime.date(2021, 1, 3),
+                datetime.date(2000, 12, 31),
+                datetime.date(1970, 1, 1),
+            ],
             pa.date32(),
         ),
         "p": pa.array([True, False, None, True, False, None]),
         "q": pa.array([True, True, True, False, None, None]),
         "l": pa.array([[1, 2, None], [], None, [5], [7, 7], [None]], pa.list_(pa.int64())),
-        "st": pa.array([{"x": 1}, None, {"x": None}, {"x": 4}, {"x": 5}, {"x": 6}], pa.struct({"x": pa.int64()})),
+        "st": pa.array(
+            [{"x": 1}, None, {"x": None}, {"x": 4}, {"x": 5}, {"x": 6}], pa.struct({"x": pa.int64()})
+        ),
     }
 )
 DAY = datetime.date(2020, 6, 1)
@@ -56,16 +63,16 @@ CASES: list[tuple[Expr, str]] = [
     (1 - D, "1 - d"),
     (D * D, "d * d"),
     (-D, "-d"),
-    (D < Decimal("0.05"), "d < 0.05"),
+    (Decimal("0.05") > D, "d < 0.05"),
     (D <= 0.05, "d <= 0.05"),
     (D == A, "d = a"),
     (D.is_in([0.05, 1.1]), "d in (0.05, 1.10)"),
     (A < B, "a < b"),
     (A != 3, "a <> 3"),
-    (A == lit(None), "a = null"),
+    (lit(None) == A, "a = null"),
     (S >= "a", "s >= 'a'"),
     (T > "2000-01-01", "t > '2000-01-01'"),
-    (T <= datetime.date(2024, 2, 29), "t <= date '2024-02-29'"),
+    (datetime.date(2024, 2, 29) >= T, "t <= date '2024-02-29'"),
     (col("day") >= "2021-01-03", "day >= date '2021-01-03'"),
     (col("day") < datetime.datetime(2021, 1, 3, 12), "day < timestamp '2021-01-03 12:00:00'"),
     (col("day") == DAY, "day = date '2020-06-01'"),

@@ -173,9 +173,9 @@ def test_schema_is_inferred_on_an_empty_batch():
 
 
 def test_a_schema_that_can_not_be_inferred_is_told():
-    with pytest.raises(UserFunctionError, match="IndexError(.|\n)*schema="):
+    with pytest.raises(UserFunctionError, match=r"IndexError(.|\n)*schema="):
         infer_output(lambda batch: {"y": batch["x"][0]}, TABLE.schema)
-    with pytest.raises(UserFunctionError, match="objects in 'new'(.|\n)*schema="):
+    with pytest.raises(UserFunctionError, match=r"objects in 'new'(.|\n)*schema="):
         infer_output(lambda batch: {"new": batch["s"]}, TABLE.schema)
 
 
