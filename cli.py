@@ -20,6 +20,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .pipeline import Dataset
+    from .planner.options import PlanOptions
     from .program import Pipeline
     from .session import RunResult
 
@@ -107,9 +108,9 @@ def demo(rows: int, output: str | None, workers: int | None, report_json: str | 
         click.echo(
             f"{rows:,} generated rides through the pipeline in {_short(example.__file__)}, planned as\n"
         )
-        click.echo("\n".join(physical_lines(plan(datasets))))
+        click.echo("\n".join(physical_lines(plan(datasets, example.OPTIONS))))
         click.echo(f"\nRunning on a local cluster of {plural(workers or 4, 'worker')}.")
-        _run("demo", datasets, None, workers or 4, report_json, quiet)
+        _run("demo", datasets, None, workers or 4, report_json, quiet, example.OPTIONS)
     if not output:
         click.echo("The Parquet files were temporary; --output DIR keeps them.")
 
@@ -199,6 +200,7 @@ def _run(
     workers: int,
     report_json: str | None,
     quiet: bool,
+    options: PlanOptions | None = None,
 ) -> None:
     from .session import Session
 
@@ -206,7 +208,7 @@ def _run(
         Path(report_json).parent.mkdir(parents=True, exist_ok=True)
     _state().running = True
     with (
-        Session(address, workers=workers, progress=not quiet) as session,
+        Session(address, workers=workers, progress=not quiet, options=options) as session,
         session.run(datasets, name=name) as result,
     ):
         if report_json:

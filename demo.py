@@ -6,7 +6,11 @@ from .datasets import rides_source, table_source, zones_table
 from .ops.expressions import col, count
 from .ops.scan import Scan
 from .pipeline import Dataset
+from .planner.options import PlanOptions
 from .program import pipeline
+
+#: small partitions, so that even the demo's few megabytes are worth an exchange
+OPTIONS = PlanOptions(partition_bytes=8 << 20)
 
 
 @pipeline

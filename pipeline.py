@@ -253,7 +253,9 @@ class Dataset:
         node = self._readable()
         return Dataset(Sample(node, 0.0, float(fraction), seed, node.key))
 
-    def split(self, *fractions: float, by: str | Sequence[str] | None = None, seed: int = 0) -> tuple[Dataset, ...]:
+    def split(
+        self, *fractions: float, by: str | Sequence[str] | None = None, seed: int = 0
+    ) -> tuple[Dataset, ...]:
         """Split the rows at random into disjoint datasets, as for training and test.
 
         Args:
@@ -333,7 +335,9 @@ class Dataset:
         if schema is None:
             output = infer_output(function, self.schema, format, same_length)
         else:
-            output = canonical_schema(schema if isinstance(schema, pa.Schema) else pa.schema(list(schema.items())))
+            output = canonical_schema(
+                schema if isinstance(schema, pa.Schema) else pa.schema(list(schema.items()))
+            )
         return self._then(MapBatches, function, output, format, batch_rows, same_length, deterministic)
 
     # -- rows together -----------------------------------------------------------------------------
@@ -372,7 +376,9 @@ class Dataset:
             >>> hw.range(5).agg(hw.count().alias("rows"), mean=hw.mean("id")).columns
             ['rows', 'mean']
         """
-        return Dataset(lower_aggregations(self._readable(), (), named_expressions(aggregations, named, "agg")))
+        return Dataset(
+            lower_aggregations(self._readable(), (), named_expressions(aggregations, named, "agg"))
+        )
 
     def join(
         self,
@@ -648,7 +654,8 @@ def _widen_keys(
                 if type != common:
                     sides[side][name] = col(name).cast(common)
     return tuple(  # type: ignore[return-value]
-        (data.with_columns(**casts) if casts else data)._readable() for data, casts in zip((left, right), sides)
+        (data.with_columns(**casts) if casts else data)._readable()
+        for data, casts in zip((left, right), sides)
     )
 
 
@@ -659,4 +666,7 @@ def _common_integer(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     unsigned, signed = (b, a) if signed_a else (a, b)
     if unsigned.bit_width >= 64:
         return None
-    return max((signed, {8: pa.int16(), 16: pa.int32(), 32: pa.int64()}[unsigned.bit_width]), key=lambda t: t.bit_width)
+    return max(
+        (signed, {8: pa.int16(), 16: pa.int32(), 32: pa.int64()}[unsigned.bit_width]),
+        key=lambda t: t.bit_width,
+    )

@@ -5,7 +5,6 @@ The steps themselves are operators (`headwater.ops.prep`); here they meet the Da
 
 from __future__ import annotations
 
-
 import fsspec
 import pyarrow as pa
 

@@ -96,7 +96,9 @@ def read_text(path: Paths, **options: Any) -> Dataset:
     return _scan(datasets.text_source(path, **options))
 
 
-def from_arrow(data: pa.Table | pa.RecordBatch | Mapping[str, Any], *, partitions: int | None = None) -> Dataset:
+def from_arrow(
+    data: pa.Table | pa.RecordBatch | Mapping[str, Any], *, partitions: int | None = None
+) -> Dataset:
     """Make a dataset of an Arrow table, or of a dict of columns.
 
     Args:

@@ -35,7 +35,7 @@ from .runtime.report import RunReport
 #: machine cuts the same data the same way
 TASK_BYTES = 256 << 20
 #: anonymous memory, in bytes, of an idle worker process
-WORKER_BASE_BYTES = 96 << 20
+WORKER_BASE_BYTES = 112 << 20
 
 
 class RunResult:
@@ -65,7 +65,9 @@ class RunResult:
         outcome = self._outcome.outputs[self._known(name)]
         if outcome.files:
             columns = [(file.target, file.rows, file.bytes) for file in outcome.files]
-            yield pa.table([pa.array(values, f.type) for values, f in zip(zip(*columns), WRITTEN)], schema=WRITTEN)
+            yield pa.table(
+                [pa.array(values, f.type) for values, f in zip(zip(*columns), WRITTEN)], schema=WRITTEN
+            )
         else:
             yield from self._driver.read(name)
 
@@ -105,7 +107,9 @@ class RunResult:
 
     def _known(self, name: str) -> str:
         if name not in self._outcome.outputs:
-            raise ParameterError(f"the run has no output {name!r}. {did_you_mean(name, self._outcome.outputs)}")
+            raise ParameterError(
+                f"the run has no output {name!r}. {did_you_mean(name, self._outcome.outputs)}"
+            )
         return name
 
 

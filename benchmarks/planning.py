@@ -1,6 +1,6 @@
 """Planning time by number of partitions, and what a run of many tiny partitions costs.
 
-    python benchmarks/planning.py
+python benchmarks/planning.py
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def main() -> None:
                 seconds = time.perf_counter() - start
                 tasks = sum(stage.tasks for stage in result.report.stages)
             per = seconds / partitions * 1e3
-            print(f"running {partitions:>7,} tiny partitions in {tasks} tasks: {seconds:.2f} s, {per:.2f} ms a partition")
+            print(
+                f"running {partitions:>7,} tiny partitions in {tasks} tasks: {seconds:.2f} s, {per:.2f} ms a partition"
+            )
 
 
 if __name__ == "__main__":

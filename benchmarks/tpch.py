@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import headwater as hw
 import numpy as np
 import pandas as pd
 import tpch_queries as queries
-
-import headwater as hw
 
 
 def generate(folder: Path, scale: float) -> None:
@@ -60,7 +59,9 @@ def measure(folder: Path, repeats: int, systems: list[str]) -> dict[str, Any]:
     connection = duckdb.connect()
     connection.execute("SET threads = 2")
     runners: dict[str, dict[str, Callable[[], pd.DataFrame]]] = {
-        "duckdb": {q: lambda sql=sql: connection.execute(sql.format(folder)).df() for q, sql in queries.SQL.items()}
+        "duckdb": {
+            q: lambda sql=sql: connection.execute(sql.format(folder)).df() for q, sql in queries.SQL.items()
+        }
     }
     closers: list[Callable[[], None]] = []
     if "headwater" in systems:
@@ -95,7 +96,9 @@ def measure(folder: Path, repeats: int, systems: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Generate, measure, print a table, write the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data", type=Path, default=Path(".bench"))
@@ -105,7 +108,9 @@ def main() -> None:
     folder = (options.data / f"tpch-{options.scale:g}").resolve()
     generate(folder, options.scale)
     result = measure(folder, options.repeats, options.systems.split(","))
-    print(f"TPC-H scale {options.scale:g}, median of {options.repeats} after a warm-up, load {result['load']:.1f}")
+    print(
+        f"TPC-H scale {options.scale:g}, median of {options.repeats} after a warm-up, load {result['load']:.1f}"
+    )
     for q, by_system in result["times"].items():
         medians = {name: statistics.median(values) for name, values in by_system.items()}
         cells = [f"{name} {seconds:6.2f} s" for name, seconds in medians.items()]

@@ -274,7 +274,7 @@ def _explain(error: pa.ArrowInvalid, names: Sequence[str], schema: pa.Schema) ->
     if value == "":
         hint = "pass quoted_nulls=True if an empty value in quotes means null, "
     return (
-        f"column {name!r} is {type_name(schema.field(name).type)}, but here is {value!r}. If the type inferred "
-        f"from the first file's start is wrong, pass schema={{{name!r}: 'string'}}; {hint}"
+        f"column {name!r} is {type_name(schema.field(name).type)}, but here is {value!r}. If the type "
+        f"inferred from the first file's start is wrong, pass schema={{{name!r}: 'string'}}; {hint}"
         "or on_bad_line='skip' to leave out such lines."
     )

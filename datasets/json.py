@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.json as pjson
@@ -15,6 +17,9 @@ from .files import Paths, find_files
 from .line_source import LineSource, Sample, SchemaArgument, declared_types
 from .lines import PARTITION_BYTES, SAMPLE_BYTES, LineRange, LineReader
 from .sizes import check_positive
+
+#: lines of the sample that tell the order of columns
+_ORDERED_LINES = 100
 
 
 class JsonSource(LineSource):
@@ -96,13 +101,13 @@ def json_source(
     check_positive("json_source", sample_bytes=sample_bytes, partition_bytes=partition_bytes)
     complete = isinstance(schema, pa.Schema)
     types = declared_types("json_source", schema)
+    _check_types(types)
     files = find_files(path, storage_options, hive)
     reader = LineReader(files, encoding)
     if complete:
         sample, found = Sample(pa.table({}), 1), pa.schema(list(types.items()))
     else:
         sample, found = _sample(reader, types, sample_bytes, on_bad_line == "skip")
-    _check_types(found)
     return JsonSource(reader, found, complete, sample, on_bad_line, partition_bytes)
 
 
@@ -144,7 +149,7 @@ def _sample(
         tables = [table for table in salvage.tables() if table.num_rows]
         if tables:
             table = pa.concat_tables(tables, promote_options="permissive")
-            inferred = {field.name: _settled(field.type) for field in table.schema}
+            inferred = {name: _settled(table.schema.field(name).type) for name in _in_order(lines, table)}
             found = pa.schema(list({**inferred, **types}.items()))
             return Sample(_cast(table, found), len(lines)), found
     if not types:
@@ -152,6 +157,16 @@ def _sample(
             f"{reader.files.files[0].path} has no lines to infer columns from. Pass schema=."
         )
     return Sample(pa.table({}), 1), declared
+
+
+def _in_order(lines: bytes, table: pa.Table) -> list[str]:
+    """Columns as the first lines have them; Arrow puts the declared ones first."""
+    seen: dict[str, None] = {}
+    for line in lines.splitlines()[:_ORDERED_LINES]:
+        with suppress(ValueError):
+            row = json.loads(line)
+            seen.update(dict.fromkeys(row) if isinstance(row, dict) else {})
+    return [name for name in {**seen, **dict.fromkeys(table.column_names)} if name in table.column_names]
 
 
 def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -174,13 +189,13 @@ def _settled(type: pa.DataType) -> pa.DataType:
     return type
 
 
-def _check_types(schema: pa.Schema) -> None:
-    for field in schema:
+def _check_types(types: Mapping[str, pa.DataType]) -> None:
+    for name, type in types.items():
         try:
-            parse_json(b"{}\n", pa.schema([field]), "ignore")
+            parse_json(b"{}\n", pa.schema([(name, type)]), "ignore")
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
             raise TypeMismatchError(
-                f"json_source(schema=): column {field.name!r} can't be read as {field.type} from JSON. "
+                f"json_source(schema=): column {name!r} can't be read as {type} from JSON. "
                 "Read it as string, and cast it or parse it afterwards."
             ) from None
 

@@ -107,7 +107,7 @@ def _time_text(array: pa.Array) -> pa.Array:
     text = array.cast(pa.string())
     if pa.types.is_timestamp(array.type):
         text = pc.replace_substring(text, " ", "T", max_replacements=1)
-    return _joined('"', pc.replace_substring_regex(text, r"\.0+(Z?)$", r"\1"), '"')
+    return _joined('"', text, '"')
 
 
 def _quoted(array: pa.Array) -> pa.Array:

@@ -14,6 +14,7 @@ from .spill import SpillFile
 
 #: rows sampled from each run for the choice of ranges
 _SAMPLE = 256
+_MOST_PARTS = 65_536
 
 
 def merge_runs(runs: Sequence[SpillFile], keys: Sequence[SortKey], context: Context) -> Stream:
@@ -30,25 +31,19 @@ def merge_runs(runs: Sequence[SpillFile], keys: Sequence[SortKey], context: Cont
     Returns:
         The rows of all runs, sorted.
     """
-    tables = [run.table() for run in runs if run.rows]
-    size = sum(run.bytes for run in runs)
-    names = key_names(keys)
-    parts = 1 + 4 * size // max(context.memory_bytes, 1)
-    parts = min(parts, sum(table.num_rows for table in tables) or 1, 65_536)
-    samples, weights = [], []
-    for table in tables:
-        picked = np.unique(np.linspace(0, table.num_rows - 1, min(_SAMPLE, table.num_rows)).astype(np.int64))
-        samples.append(table.select(names).take(pa.array(picked)))
-        weights.append(np.full(len(picked), table.num_rows / len(picked)))
-    if not tables:
+    runs = [run for run in runs if run.rows]
+    if not runs:
         return
+    wanted = 1 + 4 * sum(run.bytes for run in runs) // max(context.memory_bytes, 1)
+    parts = min(wanted, sum(run.rows for run in runs), _MOST_PARTS)
+    samples = [_sample(run, keys) for run in runs]
+    weights = [np.full(s.num_rows, run.rows / s.num_rows) for run, s in zip(runs, samples)]
     bounds = quantiles(pa.concat_tables(samples), np.concatenate(weights), keys, parts)
-    ends = [_ends(table, bounds, keys) for table in tables]
+    ends = [_ends(run, bounds, keys) for run in runs]
     starts = [np.concatenate([[0], end[:-1]]) for end in ends]
     for part in range(bounds.num_rows + 1):
-        pieces = [t.slice(s[part], e[part] - s[part]) for t, s, e in zip(tables, starts, ends)]
-        joined = pa.concat_tables(pieces).combine_chunks()
-        yield from sorted_slices(joined, keys)
+        pieces = [run.slice(s[part], e[part]) for run, s, e in zip(runs, starts, ends)]
+        yield from sorted_slices(pa.concat_tables(pieces).combine_chunks(), keys)
 
 
 def sorted_slices(table: pa.Table, keys: Sequence[SortKey]) -> Stream:
@@ -58,9 +53,19 @@ def sorted_slices(table: pa.Table, keys: Sequence[SortKey]) -> Stream:
         yield table.take(piece.column(0))
 
 
-def _ends(table: pa.Table, bounds: pa.Table, keys: Sequence[SortKey]) -> np.ndarray:
-    """Where, in a sorted table, the rows of each range end."""
+def _sample(run: SpillFile, keys: Sequence[SortKey]) -> pa.Table:
+    """Key columns of rows at equal distances."""
+    step = -(-run.rows // _SAMPLE)
+    offset, taken = 0, []
+    for table in run.read(key_names(keys)):
+        taken.append(table.take(pa.array(np.arange(-offset % step, table.num_rows, step))))
+        offset += table.num_rows
+    return pa.concat_tables(taken).combine_chunks()
+
+
+def _ends(run: SpillFile, bounds: pa.Table, keys: Sequence[SortKey]) -> np.ndarray:
+    """Where, in a run, the rows of each range end."""
     counts = np.zeros(bounds.num_rows + 1, dtype=np.int64)
-    for piece in slices(table):
-        counts += np.bincount(segments(piece, bounds, keys), minlength=len(counts))
+    for table in run.read(key_names(keys)):
+        counts += np.bincount(segments(table, bounds, keys), minlength=len(counts))
     return np.cumsum(counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,10 +21,14 @@ ROW = "__row__"
 FANOUT = 16
 #: splits of splits, after which a part is one that no hash can split
 MAX_DEPTH = 8
+#: rows in one batch of a file; a merge holds a batch of each run
+_BATCH_ROWS = 16_384
 
 
 class SpillFile:
-    """Tables appended to an Arrow IPC file, then read back by memory map.
+    """Tables appended to an Arrow IPC file in small batches, then read back.
+
+    Reading is by plain reads, not by memory map: mapped pages would count as the worker's memory.
 
     Args:
         path: of the file, which must not exist.
@@ -34,10 +39,15 @@ class SpillFile:
     def __init__(self, path: Path, schema: pa.Schema, context: Context):
         self.path = path
         self.schema = schema
-        self.rows = 0
         self.bytes = 0
+        self._ends: list[int] = []
         self._context = context
         self._writer = pa.ipc.new_file(str(path), schema)
+
+    @property
+    def rows(self) -> int:
+        """Rows written so far."""
+        return self._ends[-1] if self._ends else 0
 
     def append(self, table: pa.Table) -> None:
         """Write a table.
@@ -46,7 +56,9 @@ class SpillFile:
             DiskFullError: no space is left.
         """
         try:
-            self._writer.write_table(table)
+            for batch in table.to_batches(_BATCH_ROWS):
+                self._writer.write_batch(batch)
+                self._ends.append(self.rows + batch.num_rows)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFullError(
@@ -54,7 +66,6 @@ class SpillFile:
                     f"{self.path.parent}. Free some space, or give the session another scratch folder."
                 ) from error
             raise
-        self.rows += table.num_rows
         self.bytes += table.nbytes
         metrics = self._context.metrics
         metrics["spilled_bytes"] = metrics.get("spilled_bytes", 0) + table.nbytes
@@ -64,22 +75,34 @@ class SpillFile:
         self._writer.close()
         return self
 
-    def table(self) -> pa.Table:
-        """Return all rows, mapped, not read."""
-        with pa.memory_map(str(self.path)) as source:
-            return pa.ipc.open_file(source).read_all()
-
-    def read(self) -> Iterator[pa.Table]:
-        """Yield the tables in the order written; an empty one for a file without rows."""
-        with pa.memory_map(str(self.path)) as source:
-            reader = pa.ipc.open_file(source)
+    def read(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the rows in the order written, of some columns only; one empty table if there are none."""
+        kept = None if columns is None else sorted(self.schema.get_field_index(name) for name in columns)
+        options = pa.ipc.IpcReadOptions(included_fields=kept, use_threads=False)
+        with pa.OSFile(str(self.path)) as source:
+            reader = pa.ipc.open_file(source, options=options)
             for index in range(reader.num_record_batches):
                 yield pa.Table.from_batches([reader.get_batch(index)])
-        if not self.rows:
-            yield self.schema.empty_table()
+            if not self.rows:
+                yield reader.schema.empty_table()
+
+    def slice(self, start: int, stop: int) -> pa.Table:
+        """Return the rows from ``start`` up to ``stop``."""
+        if start >= stop:
+            return self.schema.empty_table()
+        first, last = bisect_right(self._ends, start), bisect_left(self._ends, stop)
+        before = self._ends[first - 1] if first else 0
+        with pa.OSFile(str(self.path)) as source:
+            reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(use_threads=False))
+            batches = [reader.get_batch(index) for index in range(first, last + 1)]
+        return pa.Table.from_batches(batches).slice(start - before, stop - start)
+
+    def table(self) -> pa.Table:
+        """Return all rows."""
+        return self.slice(0, self.rows)
 
     def delete(self) -> None:
-        """Remove the file; tables read from it stay valid."""
+        """Remove the file."""
         self.path.unlink(missing_ok=True)
 
 

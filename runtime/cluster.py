@@ -93,7 +93,8 @@ def start_local(
                 threads_per_worker=threads_per_worker,
                 memory_limit=limit,
                 processes=processes,
-                dashboard_address=":0" if dashboard else None,
+                dashboard_address="127.0.0.1:0",  # Dask serves HTTP in any case, else on a fixed port
+                scheduler_kwargs={"dashboard": dashboard},
                 local_directory=str(root / "dask"),
                 silence_logs=logging.CRITICAL,
                 **({"env": {"HEADWATER_SCRATCH": str(root)}} if processes else {}),

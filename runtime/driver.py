@@ -55,6 +55,7 @@ class OutputOutcome:
         fingerprints: of each partition, in order.
         blocks: one a partition, in order; empty if it went to a sink.
         files: that were committed, in partition order; empty if it did not go to a sink.
+        is_sink: whether it went to a sink, which may have got no file.
     """
 
     name: str
@@ -63,6 +64,7 @@ class OutputOutcome:
     fingerprints: tuple[str, ...]
     blocks: tuple[Block, ...]
     files: tuple[StagedFile, ...]
+    is_sink: bool = False
 
 
 @dataclass(frozen=True)
@@ -357,6 +359,7 @@ class Driver:
             tuple(result.fingerprint for result in results),
             tuple(result.block for result in results if result.block is not None),
             tuple(_files(run)),
+            run.stage.sink is not None,
         )
 
     def _stage_of(self, name: str) -> int:

@@ -43,7 +43,7 @@ class FetchOptions:
 
     connect_seconds: float = 2.0
     reply_seconds: float = 30.0
-    message_bytes: int = 64 << 20
+    message_bytes: int = 16 << 20
     nodes_at_once: int = 4
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Sequence
+from io import FileIO
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -38,20 +42,17 @@ async def serve_ranges(
 
 
 def _read(store: NodeStore, ranges: Sequence[Range], check: Sequence[str]) -> dict[str, Any]:
-    maps: dict[str, memoryview] = {}
     missing = {path for path in check if not _exists(store, path)}
-    for path, offset, length in ranges:
+    frames = _Frames()
+    for path, parts in groupby(ranges, key=itemgetter(0)):
         try:
-            if path not in maps:
-                maps[path] = _map(store, path)
-            if len(maps[path]) < offset + length:
-                missing.add(path)
-        except (OSError, ValueError, HeadwaterError):
+            with open(store.resolve(path), "rb", buffering=0) as file:
+                for _, offset, length in parts:
+                    frames.add(file, offset, length)
+        except (OSError, EOFError, HeadwaterError):
             missing.add(path)
-    if missing:
-        return {"status": "OK", "missing": sorted(missing), "frames": []}
-    views = (maps[path][offset : offset + length] for path, offset, length in ranges)
-    return {"status": "OK", "missing": [], "frames": [to_serialize(frame) for frame in _frames(views)]}
+    found = [] if missing else [to_serialize(frame) for frame in frames.all()]
+    return {"status": "OK", "missing": sorted(missing), "frames": found}
 
 
 def _exists(store: NodeStore, path: str) -> bool:
@@ -61,24 +62,39 @@ def _exists(store: NodeStore, path: str) -> bool:
         return False
 
 
-def _map(store: NodeStore, path: str) -> memoryview:
-    with open(store.resolve(path), "rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+class _Frames:
+    """Byte ranges on their way out: large ones mapped, small ones copied together."""
 
+    def __init__(self) -> None:
+        self._done: list[memoryview | bytearray] = []
+        self._shared = bytearray()
 
-def _frames(views: Iterable[memoryview]) -> Iterator[memoryview | bytes]:
-    shared = bytearray()
-    for view in views:
-        if len(view) < _OWN_FRAME_BYTES:
-            shared += view
-        if shared and (len(view) >= _OWN_FRAME_BYTES or len(shared) >= _SHARED_FRAME_BYTES):
-            yield bytes(shared)
-            shared = bytearray()
-        if len(view) >= _OWN_FRAME_BYTES:
-            _touch(view)
-            yield view
-    if shared:
-        yield bytes(shared)
+    def add(self, file: FileIO, offset: int, length: int) -> None:
+        """Append a range of a file; EOFError if the file is too short."""
+        if length < _OWN_FRAME_BYTES:
+            data = os.pread(file.fileno(), length, offset)
+            if len(data) < length:
+                raise EOFError
+            self._shared += data
+            if len(self._shared) >= _SHARED_FRAME_BYTES:
+                self._flush()
+            return
+        self._flush()
+        if os.fstat(file.fileno()).st_size < offset + length:
+            raise EOFError
+        whole = mmap.mmap(file.fileno(), offset + length, access=mmap.ACCESS_READ)
+        view = memoryview(whole)[offset:]
+        _touch(view)
+        self._done.append(view)
+
+    def all(self) -> list[memoryview | bytearray]:
+        self._flush()
+        return self._done
+
+    def _flush(self) -> None:
+        if self._shared:
+            self._done.append(self._shared)
+            self._shared = bytearray()
 
 
 def _touch(view: memoryview) -> None:

@@ -56,7 +56,9 @@ class Block:
         """Return where one segment lies."""
         start, stop = int(self.offsets[index]), int(self.offsets[index + 1])
         rows = int(self.segment_rows[index])
-        return Segment(self.stage, self.partition, self.attempt, self.node, self.path, start, stop - start, rows)
+        return Segment(
+            self.stage, self.partition, self.attempt, self.node, self.path, start, stop - start, rows
+        )
 
     def whole(self) -> Segment:
         """Return where all segments together lie."""

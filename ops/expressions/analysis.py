@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from .call import Call
 from .cast import Cast
-from .expr import Alias, Column, Expr, Literal
+from .expr import Alias, Column, Computed, Expr, Literal, fold
 from .folding import fold_constants
 from .statistics import ColumnStatistics, SimplePredicate, can_match, simple_predicate
 
@@ -173,53 +174,64 @@ def null_rejecting(expr: Expr, columns: Iterable[str]) -> bool:
         >>> null_rejecting(col("a") > 0, ["a"]), null_rejecting(col("a").is_null(), ["a"])
         (True, False)
     """
-    return _never(expr, True, frozenset(columns))
+    null = frozenset(columns)
+    return fold(expr, lambda part, inner: _given_nulls(part, inner, null), Computed).never_true
 
 
-def _never(expr: Expr, value: bool, null: frozenset[str]) -> bool:
-    """Whether a boolean expression is never ``value`` when the columns are null."""
-    if _surely_null(expr, null):
-        return True
-    if isinstance(expr, Alias):
-        return _never(expr.children[0], value, null)
-    if isinstance(expr, Literal):
-        return expr.scalar.as_py() is not value and isinstance(expr.scalar.as_py(), bool)
-    if not isinstance(expr, Call):
-        return False
-    children = expr.children
-    if expr.function in ("and", "or"):
-        decides = any if (expr.function == "and") == value else all
-        return decides(_never(child, value, null) for child in children)
-    if expr.function == "not":
-        return _never(children[0], not value, null)
-    if expr.function in ("is_null", "is_not_null"):
-        return value == (expr.function == "is_not_null") and _surely_null(children[0], null)
-    if expr.function in ("coalesce", "fill_null"):
-        return all(_never(child, value, null) for child in children)
-    if expr.function == "when":
-        return all(_never(child, value, null) for child in _values(children))
-    return False
+class _GivenNulls(NamedTuple):
+    """What is certain of a value in a row where the columns are null; a null is never true nor false."""
+
+    null: bool
+    never_true: bool
+    never_false: bool
 
 
-def _surely_null(expr: Expr, null: frozenset[str]) -> bool:
+def _given_nulls(expr: Expr, inner: Sequence[_GivenNulls], null: frozenset[str]) -> _GivenNulls:
+    certain, unknown = _GivenNulls(True, True, True), _GivenNulls(False, False, False)
     if isinstance(expr, Column):
-        return expr.name in null
+        return certain if expr.name in null else unknown
     if isinstance(expr, Literal):
-        return not expr.scalar.is_valid
-    if isinstance(expr, Alias | Cast):
-        return _surely_null(expr.children[0], null)
+        value = expr.scalar.as_py()
+        return certain if value is None else _GivenNulls(False, value is False, value is True)
+    if isinstance(expr, Alias):
+        return inner[0]
+    if isinstance(expr, Cast):
+        return certain if inner[0].null else unknown
     if not isinstance(expr, Call):
-        return False
-    if expr.definition.strict:
-        return any(_surely_null(child, null) for child in expr.children)
-    if expr.function in ("and", "or", "coalesce", "fill_null", "fill_nan"):
-        return all(_surely_null(child, null) for child in expr.children)
-    return expr.function == "when" and all(_surely_null(child, null) for child in _values(expr.children))
+        return unknown
+    if expr.function in _NULLS:
+        return _NULLS[expr.function](inner)
+    return certain if expr.definition.strict and any(child.null for child in inner) else unknown
 
 
-def _values(children: Sequence[Expr]) -> list[Expr]:
-    """What a `when` may give."""
-    return [*children[1::2], children[-1]]
+def _nulls_of_and(inner: Sequence[_GivenNulls]) -> _GivenNulls:
+    never_true, never_false = any(c.never_true for c in inner), all(c.never_false for c in inner)
+    return _GivenNulls(never_true and never_false, never_true, never_false)
+
+
+def _nulls_of_or(inner: Sequence[_GivenNulls]) -> _GivenNulls:
+    return _nulls_of_not([_nulls_of_and([_nulls_of_not([child]) for child in inner])])
+
+
+def _nulls_of_not(inner: Sequence[_GivenNulls]) -> _GivenNulls:
+    return _GivenNulls(inner[0].null, inner[0].never_false, inner[0].never_true)
+
+
+def _nulls_of_choice(inner: Sequence[_GivenNulls]) -> _GivenNulls:
+    """One of the values, whichever."""
+    return _GivenNulls(*(all(child[i] for child in inner) for i in range(3)))
+
+
+_NULLS: dict[str, Callable[[Sequence[_GivenNulls]], _GivenNulls]] = {
+    "and": _nulls_of_and,
+    "or": _nulls_of_or,
+    "not": _nulls_of_not,
+    "is_null": lambda inner: _GivenNulls(False, False, inner[0].null),
+    "is_not_null": lambda inner: _GivenNulls(False, inner[0].null, False),
+    "coalesce": _nulls_of_choice,
+    "fill_null": _nulls_of_choice,
+    "when": lambda inner: _nulls_of_choice([*inner[1::2], inner[-1]]),
+}
 
 
 def simple_predicates(expr: Expr) -> list[SimplePredicate]:

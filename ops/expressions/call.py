@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from ...errors import TypeMismatchError
-from .expr import Expr, Literal, Value, operand
+from .expr import Computed, Expr, Literal, Value, operand
 from .literals import as_expr
 from .types import NoCommonTypeError, is_text, type_name
 
@@ -40,7 +40,8 @@ class Function:
         strict: whether a null in any argument makes the value null.
         raises: whether some values of the right type make it raise.
         hint: what to write instead when types don't fit; ``{0}`` is the first argument.
-        display: the text of a call whose notation is its own.
+        display: the text of a call whose notation is its own, from the texts of its arguments as they are and
+            in parentheses.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Function:
     strict: bool = True
     raises: bool = False
     hint: str = ""
-    display: Callable[[Sequence[Expr]], str] | None = None
+    display: Callable[[Sequence[str], Sequence[str]], str] | None = None
 
 
 #: every function a Call may name
@@ -91,17 +92,13 @@ def unary(function: Callable[..., Value]) -> Callable[[Value], Value]:
     return lambda x: function(x)
 
 
-class Call(Expr):
+class Call(Computed):
     """A function of the registry applied to expressions."""
 
     def __init__(self, function: str, args: Sequence[Expr], options: tuple[tuple[str, Any], ...] = ()):
         self.function = function
         self.children = tuple(args)
         self.options = options
-        self._types: dict[tuple[pa.DataType, ...], pa.DataType] = {}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Call, (self.function, self.children, self.options)
 
     def with_children(self, children: Sequence[Expr]) -> Call:
         return Call(self.function, children, self.options)
@@ -111,11 +108,6 @@ class Call(Expr):
         """The function's record."""
         return FUNCTIONS[self.function]
 
-    @cached_property
-    def token(self) -> str:
-        inner = ", ".join([child.token for child in self.children] + [f"{k}={v!r}" for k, v in self.options])
-        return f"{self.function}({inner})"
-
     @property
     def output_name(self) -> str | None:
         if self.function == "when":  # named by its values, not by what decides among them
@@ -123,11 +115,19 @@ class Call(Expr):
             return next((name for value in values if (name := value.output_name)), None)
         return super().output_name
 
-    def infer(self, schema: pa.Schema) -> pa.DataType:
-        types = tuple(child.infer(schema) for child in self.children)
-        if types not in self._types:
-            self._types[types] = self._infer(types)
-        return self._types[types]
+    def token_of(self, tokens: Sequence[str]) -> str:
+        inner = ", ".join([*tokens, *(f"{k}={v!r}" for k, v in self.options)])
+        return f"{self.function}({inner})"
+
+    @cached_property
+    def _types(self) -> dict[tuple[pa.DataType, ...], pa.DataType]:
+        return {}
+
+    def type_of(self, types: Sequence[pa.DataType]) -> pa.DataType:
+        key = tuple(types)
+        if key not in self._types:
+            self._types[key] = self._infer(key)
+        return self._types[key]
 
     def _infer(self, types: Sequence[pa.DataType]) -> pa.DataType:
         values = [
@@ -141,8 +141,7 @@ class Call(Expr):
         except (pa.ArrowException, TypeError) as error:
             raise self._mismatch(types, error) from None
 
-    def evaluate(self, table: pa.Table) -> Value:
-        values = [child.evaluate(table) for child in self.children]
+    def value_of(self, values: Sequence[Value]) -> Value:
         try:
             return self._compute(values)
         except (pa.ArrowException, NoCommonTypeError) as error:
@@ -180,19 +179,20 @@ class Call(Expr):
     def is_operator(self) -> bool:  # type: ignore[override]
         return self.definition.notation == "operator"
 
-    def __str__(self) -> str:
+    def text_of(self, texts: Sequence[str], operands: Sequence[str]) -> str:
         definition = self.definition
         if definition.display:
-            return definition.display(self.children)
-        if definition.symbol and len(self.children) == 1:
-            return f"{definition.symbol}{operand(self.children[0])}"
+            return definition.display(texts, operands)
         if definition.symbol:
-            return f" {definition.symbol} ".join(operand(child) for child in self.children)
+            return (
+                definition.symbol + operands[0]
+                if len(texts) == 1
+                else f" {definition.symbol} ".join(operands)
+            )
         if definition.notation == "function":
-            return f"{self.function}({', '.join([*map(str, self.children), *self._shown_options()])})"
-        rest = ", ".join([*map(str, self.children[1:]), *self._shown_options()])
-        first = self.children[0]
-        receiver = f"lit({first})" if isinstance(first, Literal) else operand(first)
+            return f"{self.function}({', '.join([*texts, *self._shown_options()])})"
+        rest = ", ".join([*texts[1:], *self._shown_options()])
+        receiver = f"lit({texts[0]})" if isinstance(self.children[0], Literal) else operands[0]
         return f"{receiver}.{self.function}({rest})"
 
     def _shown_options(self) -> list[str]:

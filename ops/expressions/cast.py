@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import TypeMismatchError
-from .expr import Expr, Value, operand
+from .expr import Computed, Expr, Value, operand
 from .types import is_number, parse_type, retype, type_name
 
 #: texts that can't be such a type; what passes may still fail
@@ -24,7 +23,7 @@ _PATTERNS: list[tuple[Callable[[pa.DataType], bool], str]] = [
 ]
 
 
-class Cast(Expr):
+class Cast(Computed):
     """An expression as another type."""
 
     def __init__(self, expr: Expr, type: Any, strict: bool = True):
@@ -35,22 +34,20 @@ class Cast(Expr):
     def with_children(self, children: Sequence[Expr]) -> Cast:
         return Cast(children[0], self.type, self.strict)
 
-    @cached_property
-    def token(self) -> str:
-        return f"cast({self.children[0].token}, {self.type}, strict={self.strict})"
+    def token_of(self, tokens: Sequence[str]) -> str:
+        return f"cast({tokens[0]}, {self.type}, strict={self.strict})"
 
-    def infer(self, schema: pa.Schema) -> pa.DataType:
-        source = self.children[0].infer(schema)
+    def type_of(self, types: Sequence[pa.DataType]) -> pa.DataType:
         try:
-            cast_value(pa.array([], source), self.type, self.strict)
+            cast_value(pa.array([], types[0]), self.type, self.strict)
         except (pa.ArrowException, TypeError):
             raise TypeMismatchError(
-                f"{self}: there is no way from {type_name(source)} to {type_name(self.type)}."
+                f"{self}: there is no way from {type_name(types[0])} to {type_name(self.type)}."
             ) from None
         return self.type
 
-    def evaluate(self, table: pa.Table) -> Value:
-        value = self.children[0].evaluate(table)
+    def value_of(self, values: Sequence[Value]) -> Value:
+        value = values[0]
         scalar = isinstance(value, pa.Scalar)
         try:
             result = cast_value(pa.repeat(value, 1) if scalar else value, self.type, self.strict)
@@ -61,9 +58,9 @@ class Cast(Expr):
             ) from error
         return result[0] if scalar else result
 
-    def __str__(self) -> str:
+    def text_of(self, texts: Sequence[str], operands: Sequence[str]) -> str:
         strict = "" if self.strict else ", strict=False"
-        return f"{operand(self.children[0])}.cast('{type_name(self.type)}'{strict})"
+        return f"{operands[0]}.cast('{type_name(self.type)}'{strict})"
 
 
 def cast_value(

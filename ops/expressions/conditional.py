@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 
 from .call import as_is, register
 from .comparison import align_compared
-from .expr import Expr, operand
 from .types import NoCommonTypeError, Value, meet, retype, type_name
 
 
@@ -32,11 +31,11 @@ def align_branches(values: Sequence[Value], weak: Sequence[bool]) -> Sequence[Va
     return aligned
 
 
-def _display_when(children: Sequence[Expr]) -> str:
-    pairs = zip(children[:-1:2], children[1::2])
-    branches = ".".join(f"when({condition}).then({value})" for condition, value in pairs)
-    otherwise = str(children[-1])
-    return branches if otherwise == "None" else f"{branches}.otherwise({otherwise})"
+def _display_when(texts: Sequence[str], operands: Sequence[str]) -> str:
+    branches = ".".join(
+        f"when({condition}).then({value})" for condition, value in zip(texts[:-1:2], texts[1::2])
+    )
+    return branches if texts[-1] == "None" else f"{branches}.otherwise({texts[-1]})"
 
 
 @register("when", align=align_branches, strict=False, display=_display_when)
@@ -80,8 +79,8 @@ def greatest(*values: Value) -> Value:
     return pc.max_element_wise(*values, skip_nulls=True)
 
 
-def _display_clip(bound: str) -> Callable[[Sequence[Expr]], str]:
-    return lambda children: f"{operand(children[0])}.clip({bound}={children[1]})"
+def _display_clip(bound: str) -> Callable[[Sequence[str], Sequence[str]], str]:
+    return lambda texts, operands: f"{operands[0]}.clip({bound}={texts[1]})"
 
 
 @register("clip_lower", align=align_together, display=_display_clip("lower"))

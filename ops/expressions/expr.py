@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -55,23 +55,28 @@ class Expr(Operators, Methods, Aggregations, Namespaces):
     @property
     def output_name(self) -> str | None:
         """The column name the value takes when none is given: its leftmost column's, or None."""
-        return next((name for child in self.children if (name := child.output_name)), None)
+        return next((part.name for part in self.walk() if isinstance(part, Alias | Column)), None)
 
     def columns(self) -> frozenset[str]:
         """The names of the columns the value is computed from."""
-        return frozenset().union(*(child.columns() for child in self.children))
+        return frozenset(part.name for part in self.walk() if isinstance(part, Column))
 
     def walk(self) -> Iterator[Expr]:
-        """Yield this expression and everything below it, parents first."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
+        """Yield this expression and everything below it, parents first, from left to right."""
+        stack: list[Expr] = [self]
+        while stack:
+            part = stack.pop()
+            yield part
+            stack.extend(reversed(part.children))
 
     def transform(self, function: Callable[[Expr], Expr]) -> Expr:
         """Rebuild the tree bottom up, each expression replaced by ``function`` of it."""
-        children = tuple(child.transform(function) for child in self.children)
-        changed = any(new is not old for new, old in zip(children, self.children))
-        return function(self.with_children(children) if changed else self)
+
+        def rebuild(part: Expr, children: list[Expr]) -> Expr:
+            changed = any(new is not old for new, old in zip(children, part.children))
+            return function(part.with_children(children) if changed else part)
+
+        return fold(self, rebuild)
 
     def __hash__(self) -> int:
         return hash(self.token)
@@ -84,6 +89,116 @@ class Expr(Operators, Methods, Aggregations, Namespaces):
             f"{self} is an expression, with one value for each row, and has no single truth value. "
             "Write & for and, | for or, ~ for not, and .is_in([...]) for membership."
         )
+
+
+T = TypeVar("T")
+
+
+def fold(root: Expr, function: Callable[[Expr, list[T]], T], leaves: type | None = None) -> T:
+    """Compute something of an expression from what was computed of its children, without recursion.
+
+    Args:
+        root: the expression.
+        function: takes an expression and its children's results. Called once for each object.
+        leaves: only expressions of this class are looked into; None is all.
+
+    Returns:
+        The root's result.
+
+    Example:
+        >>> from headwater.ops.expressions import col
+        >>> fold((col("a") + col("b")) * 2, lambda part, depths: 1 + max(depths, default=0))
+        3
+    """
+    done: dict[int, T] = {}
+    stack = [root]
+    while stack:
+        part = stack[-1]
+        children = part.children if leaves is None or isinstance(part, leaves) else ()
+        missing = [child for child in children if id(child) not in done]
+        if missing:
+            stack.extend(reversed(missing))
+            continue
+        stack.pop()
+        if id(part) not in done:
+            done[id(part)] = function(part, [done[id(child)] for child in children])
+    return done[id(root)]
+
+
+class Computed(Expr):
+    """An expression computed from its children's values, one level at a time.
+
+    Subclasses give `token_of`, `type_of`, `value_of` and `text_of`. So thousands of terms need no Python
+    recursion, and an expression that stands in several places of a tree is evaluated once.
+    """
+
+    def token_of(self, tokens: Sequence[str]) -> str:
+        """Return the token, given the children's."""
+        raise NotImplementedError
+
+    def type_of(self, types: Sequence[pa.DataType]) -> pa.DataType:
+        """Return the type of the value, given the children's."""
+        raise NotImplementedError
+
+    def value_of(self, values: Sequence[Value]) -> Value:
+        """Return the value, given the children's."""
+        raise NotImplementedError
+
+    def text_of(self, texts: Sequence[str], operands: Sequence[str]) -> str:
+        """Return the text, given the children's, and these in parentheses where a longer text needs them."""
+        raise NotImplementedError
+
+    @cached_property
+    def token(self) -> str:
+        def step(part: Expr, tokens: list[str]) -> str:
+            if "token" not in part.__dict__ and isinstance(part, Computed):
+                part.__dict__["token"] = part.token_of(tokens)
+            return part.token
+
+        return fold(self, step, Computed)
+
+    def infer(self, schema: pa.Schema) -> pa.DataType:
+        def step(part: Expr, types: list[pa.DataType]) -> pa.DataType:
+            return part.type_of(types) if isinstance(part, Computed) else part.infer(schema)
+
+        return fold(self, step, Computed)
+
+    def evaluate(self, table: pa.Table) -> Value:
+        def step(part: Expr, values: list[Value]) -> Value:
+            return part.value_of(values) if isinstance(part, Computed) else part.evaluate(table)
+
+        return fold(self, step, Computed)
+
+    def __str__(self) -> str:
+        def step(part: Expr, texts: list[str]) -> str:
+            if not isinstance(part, Computed):
+                return str(part)
+            operands = [f"({t})" if child.is_operator else t for child, t in zip(part.children, texts)]
+            return part.text_of(texts, operands)
+
+        return fold(self, step, Computed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        flat: list[Any] = []
+
+        def step(part: Expr, children: list[int]) -> int:
+            own = {k: v for k, v in part.__dict__.items() if k not in ("children", "token") and k[0] != "_"}
+            flat.append((type(part), own, children) if isinstance(part, Computed) else part)
+            return len(flat) - 1
+
+        fold(self, step, Computed)
+        return _unflatten, (flat,)
+
+
+def _unflatten(flat: Sequence[Any]) -> Expr:
+    built: list[Expr] = []
+    for item in flat:
+        if isinstance(item, tuple):
+            kind, own, children = item
+            item = kind.__new__(kind)
+            item.__dict__.update(own, children=tuple(built[i] for i in children))
+        built.append(item)
+    return built[-1]
 
 
 class Column(Expr):
@@ -101,9 +216,6 @@ class Column(Expr):
     @property
     def output_name(self) -> str:
         return self.name
-
-    def columns(self) -> frozenset[str]:
-        return frozenset((self.name,))
 
     def infer(self, schema: pa.Schema) -> pa.DataType:
         index = schema.get_field_index(self.name)
@@ -147,32 +259,27 @@ class Literal(Expr):
         return _shorten(self.scalar.as_py())
 
 
-class Alias(Expr):
+class Alias(Computed):
     """The same value under another name."""
 
     def __init__(self, expr: Expr, name: str):
         self.children = (expr,)
         self.name = name
 
-    def with_children(self, children: Sequence[Expr]) -> Expr:
+    def with_children(self, children: Sequence[Expr]) -> Alias:
         return Alias(children[0], self.name)
 
-    @cached_property
-    def token(self) -> str:
-        return f"alias({self.children[0].token}, {self.name!r})"
+    def token_of(self, tokens: Sequence[str]) -> str:
+        return f"alias({tokens[0]}, {self.name!r})"
 
-    @property
-    def output_name(self) -> str:
-        return self.name
+    def type_of(self, types: Sequence[pa.DataType]) -> pa.DataType:
+        return types[0]
 
-    def infer(self, schema: pa.Schema) -> pa.DataType:
-        return self.children[0].infer(schema)
+    def value_of(self, values: Sequence[Value]) -> Value:
+        return values[0]
 
-    def evaluate(self, table: pa.Table) -> Value:
-        return self.children[0].evaluate(table)
-
-    def __str__(self) -> str:
-        return f"{operand(self.children[0])}.alias({self.name!r})"
+    def text_of(self, texts: Sequence[str], operands: Sequence[str]) -> str:
+        return f"{operands[0]}.alias({self.name!r})"
 
 
 class AggregateCall(Expr):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from ...errors import HeadwaterError
 from .call import Call
-from .expr import Alias, Column, Expr, Literal
+from .expr import Alias, Column, Computed, Expr, Literal, fold
 
 _EMPTY = pa.table({})
 _COMPARISONS = ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
@@ -76,26 +76,24 @@ def can_match(expr: Expr, statistics: Mapping[str, ColumnStatistics]) -> bool:
         >>> can_match(col("x") > 5, {"x": ColumnStatistics(min=1, max=5)})
         False
     """
-    return _outcome(expr, statistics).true
+    return fold(expr, lambda part, inner: _outcome(part, inner, statistics), Computed).true
 
 
-def _outcome(expr: Expr, statistics: Mapping[str, ColumnStatistics]) -> Outcome:
+def _outcome(expr: Expr, inner: Sequence[Outcome], statistics: Mapping[str, ColumnStatistics]) -> Outcome:
     if isinstance(expr, Alias):
-        return _outcome(expr.children[0], statistics)
+        return inner[0]
     if isinstance(expr, Literal):
         return _of_literal(expr)
     if isinstance(expr, Column):
         return _of_flag(expr, statistics)
     if not isinstance(expr, Call):
         return _UNKNOWN
-    if expr.function in ("and", "or"):
-        a, b = (_outcome(child, statistics) for child in expr.children)
-        if expr.function == "and":
-            return Outcome(a.true and b.true, a.false or b.false)
-        return Outcome(a.true or b.true, a.false and b.false)
+    if expr.function == "and":
+        return Outcome(all(o.true for o in inner), any(o.false for o in inner))
+    if expr.function == "or":
+        return Outcome(any(o.true for o in inner), all(o.false for o in inner))
     if expr.function == "not":
-        inner = _outcome(expr.children[0], statistics)
-        return Outcome(inner.false, inner.true)
+        return Outcome(inner[0].false, inner[0].true)
     if expr.function in ("is_null", "is_not_null"):
         return _of_null_test(expr, statistics)
     if expr.function == "is_in":

@@ -125,19 +125,30 @@ def truncate(x: Value, every: str) -> Value:
 
 @_temporal("strftime")
 def strftime(x: Value, format: str) -> Value:
-    """Arrow's %S has a fraction, Python's doesn't; Arrow has no %f."""
+    """Each distinct second is formatted once; Arrow's %S has a fraction where Python's doesn't, and no %f."""
     if not pa.types.is_timestamp(x.type):
-        return pc.strftime(x, format=format)
+        return _format_distinct(x, format)
     whole = cast_value(x, pa.timestamp("s", tz=x.type.tz))
-    pieces = format.split("%f")
-    texts = [
-        pc.strftime(whole, format=piece) if piece else pc.strftime(whole, format=" ") for piece in pieces
-    ]
-    texts = [text if piece else pc.utf8_trim_whitespace(text) for text, piece in zip(texts, pieces)]
+    if not _TIME_DIRECTIVE.search(format):
+        whole = pc.floor_temporal(whole, unit="day")
+    pieces = [_format_distinct(whole, piece) for piece in format.split("%f")]
     if len(pieces) == 1:
-        return texts[0]
+        return pieces[0]
     micros = pc.utf8_lpad(microsecond(x).cast(pa.string()), width=6, padding="0")
-    return pc.binary_join_element_wise(*texts, micros) if len(pieces) > 1 else texts[0]
+    return pc.binary_join_element_wise(*pieces, micros)
+
+
+#: a directive that depends on the time of day
+_TIME_DIRECTIVE = re.compile(r"%[^aAbBdjmyYUuVwWCeDFghxGnt%]")
+
+
+def _format_distinct(x: Value, format: str) -> Value:
+    if isinstance(x, pa.ChunkedArray):
+        return pa.chunked_array([_format_distinct(chunk, format) for chunk in x.chunks], pa.string())
+    encoded = x.dictionary_encode()
+    # Arrow takes no empty format
+    texts = pc.utf8_slice_codeunits(pc.strftime(encoded.dictionary, format=f".{format}"), start=1)
+    return texts.take(encoded.indices)
 
 
 @_temporal("epoch")

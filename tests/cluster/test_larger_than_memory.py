@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import headwater as hw
 import numpy as np
 import pytest
-
-import headwater as hw
 from headwater import col
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-LIMIT = 192 << 20
-ROWS = 13_000_000  # of 64 bytes each
+LIMIT = 256 << 20
+ROWS = 17_000_000  # of 64 bytes each
 
 
 def _rows() -> hw.Dataset:
     """Rows of 64 bytes: a shuffled key and seven values."""
-    ids = hw.range(ROWS, partitions=48)
+    ids = hw.range(ROWS, partitions=64)
     return ids.with_columns(key=(col("id") * 7_368_787) % ROWS, **{f"v{i}": col("id") * i for i in range(6)})
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 import duckdb
+import headwater as hw
 import pyarrow as pa
 import pytest
-
-import headwater as hw
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("HEADWATER_DATA", ROOT.parent / "shared" / "data"))
@@ -108,7 +107,9 @@ def test_flights_weather_joined_with_airports_daily_and_planes_by_maker(sessions
 
 
 def test_shakespeares_words_are_counted(sessions):
-    tables = run_on_both(sessions, example("wordcount").wordcount.bind(data=str(DATA / "tinyshakespeare.txt")))
+    tables = run_on_both(
+        sessions, example("wordcount").wordcount.bind(data=str(DATA / "tinyshakespeare.txt"))
+    )
     words = f"""
         SELECT word, count(*) AS n FROM (
             SELECT unnest(regexp_split_to_array(lower(content), '[^a-z'']+')) AS word

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import duckdb
-import pytest
-
 import headwater as hw
+import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 GENERATOR = Path(sys.executable).with_name("tpchgen-cli")
@@ -49,7 +48,7 @@ def test_the_answer_is_duckdbs(tpch, query: str):
 
 
 def test_shuffled_and_broadcast_joins_give_the_same_answer(tpch):
-    folder, session, queries, tools = tpch
+    folder, _, queries, tools = tpch
     expected = duckdb.sql(queries.SQL["q3"].format(folder)).df()
     with hw.Session("inline", options=hw.PlanOptions(broadcast_bytes=0, partition_bytes=1 << 20)) as shuffled:
         got = queries.HEADWATER["q3"](folder).compute(shuffled).to_pandas()

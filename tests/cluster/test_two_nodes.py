@@ -10,9 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import headwater as hw
+import pytest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -58,7 +57,13 @@ def two_nodes(tmp_path: Path) -> Iterator[tuple[str, list[Path]]]:
                 local = str(tmp_path / f"{folder.name}-dask-{number}")
                 processes.append(
                     _start(
-                        ["distributed.cli.dask_worker", "--scheduler-file", str(contact), "--host", "127.0.0.1"]
+                        [
+                            "distributed.cli.dask_worker",
+                            "--scheduler-file",
+                            str(contact),
+                            "--host",
+                            "127.0.0.1",
+                        ]
                         + ["--no-nanny", "--nthreads", "1", "--no-dashboard", "--local-directory", local],
                         HEADWATER_SCRATCH=str(folder),
                     )

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import duckdb
+import headwater as hw
 import pyarrow as pa
 import pytest
+from headwater import Dataset, col
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-import headwater as hw
-from headwater import Dataset, col
 
 SCHEMA = pa.schema(
     [
@@ -36,7 +35,9 @@ VALUES = {
     "s": st.sampled_from(["", "a", "ab", "Zürich", "東京", "a much longer string than eight bytes", "🙂"]),
     "f": st.sampled_from([0.0, -0.0, 1.5, -2.25, 1e9, math.nan, math.inf, 3.0]),
     "d": st.sampled_from([decimal.Decimal(x) for x in ("0.00", "1.10", "-7.25", "99999999.99")]),
-    "t": st.sampled_from([datetime.date(1969, 12, 31), datetime.date(2020, 2, 29), datetime.date(2024, 1, 1)]),
+    "t": st.sampled_from(
+        [datetime.date(1969, 12, 31), datetime.date(2020, 2, 29), datetime.date(2024, 1, 1)]
+    ),
     "b": st.booleans(),
 }
 
@@ -45,7 +46,8 @@ VALUES = {
 def tables(draw: st.DrawFn, most: int = 40) -> pa.Table:
     rows = draw(st.integers(0, most))
     columns = {
-        name: draw(st.lists(st.none() | values, min_size=rows, max_size=rows)) for name, values in VALUES.items()
+        name: draw(st.lists(st.none() | values, min_size=rows, max_size=rows))
+        for name, values in VALUES.items()
     }
     return pa.table(columns, schema=SCHEMA)
 
@@ -90,9 +92,15 @@ OPERATIONS = [
     Operation(
         "when",
         lambda d, o: d.with_columns(k=hw.when(col("b")).then(col("k")).otherwise(-col("k"))),
-        lambda c: "SELECT CASE WHEN b THEN k ELSE -k END AS k, {rest} FROM {0}".replace("{rest}", _all_but(c, "k")),
+        lambda c: "SELECT CASE WHEN b THEN k ELSE -k END AS k, {rest} FROM {0}".replace(
+            "{rest}", _all_but(c, "k")
+        ),
     ),
-    Operation("drop nulls", lambda d, o: d.drop_nulls("k", "s"), lambda c: "FROM {0} WHERE k IS NOT NULL AND s IS NOT NULL"),
+    Operation(
+        "drop nulls",
+        lambda d, o: d.drop_nulls("k", "s"),
+        lambda c: "FROM {0} WHERE k IS NOT NULL AND s IS NOT NULL",
+    ),
     Operation(
         "fill null",
         lambda d, o: d.fill_null({"k": 7, "s": "none"}),
@@ -101,7 +109,9 @@ OPERATIONS = [
         ),
     ),
     Operation("distinct", lambda d, o: d.distinct(), lambda c: "SELECT DISTINCT * FROM {0}"),
-    Operation("union", lambda d, o: d.union(d.filter(col("b"))), lambda c: "FROM {0} UNION ALL FROM {0} WHERE b"),
+    Operation(
+        "union", lambda d, o: d.union(d.filter(col("b"))), lambda c: "FROM {0} UNION ALL FROM {0} WHERE b"
+    ),
     Operation("repartition", lambda d, o: d.repartition(3, by="k"), lambda c: "FROM {0}"),
     Operation("spread", lambda d, o: d.repartition(4), lambda c: "FROM {0}"),
     Operation("range", lambda d, o: d.repartition(3, by=["f", "s"], kind="range"), lambda c: "FROM {0}"),
@@ -114,11 +124,11 @@ OPERATIONS = [
     ),
     Operation(
         "left join",
-        lambda d, o: d.join(
-            o.group_by("s", "t").agg(r=col("d").max()), on=["s", "t"], how="left", strategy="shuffle"
-        )
-        .with_columns(d=col("r"))
-        .drop("r"),
+        lambda d, o: (
+            d.join(o.group_by("s", "t").agg(r=col("d").max()), on=["s", "t"], how="left", strategy="shuffle")
+            .with_columns(d=col("r"))
+            .drop("r")
+        ),
         lambda c: (
             "SELECT {rest}, r AS d FROM {0} LEFT JOIN (SELECT s, t, max(d) AS r FROM other GROUP BY s, t) o "
             "ON {0}.s = o.s AND {0}.t = o.t"
@@ -139,7 +149,9 @@ OPERATIONS = [
         lambda d, o: d.group_by("s", "b", "t").agg(
             k=col("k").sum(), f=col("f").max(), d=col("d").min(), n=hw.count()
         ),
-        lambda c: "SELECT s, b, t, sum(k)::BIGINT AS k, max(f) AS f, min(d) AS d, count(*) AS n FROM {0} GROUP BY ALL",
+        lambda c: (
+            "SELECT s, b, t, sum(k)::BIGINT AS k, max(f) AS f, min(d) AS d, count(*) AS n FROM {0} GROUP BY ALL"
+        ),
     ),
     Operation(
         "count distinct",
@@ -227,12 +239,16 @@ def test_sorted_rows_stand_in_duckdbs_order(sessions, table, partitions, descend
         "f", "s", "t", descending=descending, nulls_first=nulls_first
     )
     order = f"{'DESC' if descending else 'ASC'} NULLS {'FIRST' if nulls_first else 'LAST'}"
-    expected = duckdb.sql(f"SELECT i FROM numbered ORDER BY f {order}, s {order}, t {order}, i").to_arrow_table()
+    expected = duckdb.sql(
+        f"SELECT i FROM numbered ORDER BY f {order}, s {order}, t {order}, i"
+    ).to_arrow_table()
     assert dataset.compute(sessions[0]).column("i").to_pylist() == expected.column("i").to_pylist()
 
 
 @settings(max_examples=40, deadline=None)
-@given(table=tables(), partitions=st.integers(1, 7), seed=st.integers(0, 5), by=st.sampled_from([None, "k", "s"]))
+@given(
+    table=tables(), partitions=st.integers(1, 7), seed=st.integers(0, 5), by=st.sampled_from([None, "k", "s"])
+)
 def test_a_split_is_complementary_and_keeps_equal_keys_together(sessions, table, partitions, seed, by):
     numbered = table.append_column("i", pa.array(range(table.num_rows), pa.int64()))
     train, test = hw.from_arrow(numbered, partitions=partitions).split(0.7, 0.3, by=by, seed=seed)

@@ -8,12 +8,11 @@ import sys
 import threading
 from pathlib import Path
 
+import headwater as hw
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-import headwater as hw
 from headwater import col, errors
 
 
@@ -167,7 +166,9 @@ def test_a_sink_that_exists_is_refused_before_anything_runs(tmp_path: Path, sess
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing_visible(tmp_path: Path, session):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True
+    ).returncode:
         pytest.skip("this machine lets nobody mount")
     try:
         noise = hw.range(400_000).with_columns(x=hw.hash_unit(col("id")))

@@ -2,6 +2,8 @@
 
 import datetime
 import decimal
+import functools
+import operator
 import pickle
 import zoneinfo
 from decimal import Decimal
@@ -13,6 +15,13 @@ import pyarrow as pa
 import pytest
 from headwater.errors import ColumnNotFoundError, HeadwaterError, ParameterError, TypeMismatchError
 from headwater.ops.expressions import col, lit, when
+from headwater.ops.expressions.analysis import (
+    ColumnStatistics,
+    can_match,
+    fold_constants,
+    null_rejecting,
+    substitute,
+)
 from headwater.ops.expressions.expr import Expr, evaluate_column
 
 
@@ -419,3 +428,24 @@ def test_unknown_columns_are_named_with_near_matches() -> None:
 def test_wrong_calls_say_what_to_write(build: object, pattern: str) -> None:
     with pytest.raises(HeadwaterError, match=pattern):
         build()
+
+
+def test_thousands_of_terms_need_no_recursion() -> None:
+    expr = functools.reduce(operator.or_, [col("a") == i for i in range(0, 3000, 2)])
+    table = pa.table({"a": [0, 1, 2998, None]})
+    assert expr.infer(table.schema) == pa.bool_()
+    again = pickle.loads(pickle.dumps(expr))
+    assert again.token == expr.token
+    assert str(again) == str(expr)
+    assert again.evaluate(table).to_pylist() == [True, False, True, None]
+    assert fold_constants(expr, table.schema).token == expr.token
+    assert not can_match(expr, {"a": ColumnStatistics(3001, 4000)})
+    assert null_rejecting(expr, ["a"])
+    assert substitute(expr, {"a": col("b")}).columns() == {"b"}
+
+
+def test_a_shared_term_is_computed_once() -> None:
+    expr = col("a")
+    for _ in range(200):  # 2**200 additions as a tree
+        expr = expr - expr + expr
+    assert values(expr, a=[1, None]) == [1, None]

@@ -334,7 +334,7 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     spill = SpillFile(tmp_path / "a", pa.schema([("x", pa.int64())]), Context(operator="sort by [x]"))
 
     class Full:
-        def write_table(self, table):
+        def write_batch(self, batch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(spill, "_writer", Full())
