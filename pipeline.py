@@ -6,12 +6,14 @@ and returns a new handle; `compute`, `to_pandas`, `iter_batches` and their like 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from .errors import ParameterError, SchemaMismatchError, TypeMismatchError, column_not_found
+from .lineage.graph import Dependency
 from .lowering import lower_aggregations, lower_keys, named_expressions
 from .ops.distinct import Distinct
 from .ops.expressions import Expr, col, hash_unit, lit
@@ -28,7 +30,7 @@ from .ops.sink import Sink
 from .ops.sort import Sort, SortKey
 from .ops.union import Union
 from .ops.write import Write
-from .session import Session, current_session
+from .session import Session, current_session, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -534,7 +536,7 @@ class Dataset:
     def to_numpy(self, session: Session | None = None) -> dict[str, Any]:
         """Run the plan and fetch each column as a NumPy array of shape (rows,); nulls become NaN or None."""
         table = self.compute(session)
-        return {name: table.column(name).to_numpy() for name in table.schema.names}
+        return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.schema.names}
 
     def iter_batches(
         self, batch_rows: int | None = None, session: Session | None = None
@@ -552,8 +554,12 @@ class Dataset:
             yield from table.combine_chunks().to_batches()
 
     def head(self, count: int = 5, session: Session | None = None) -> pa.Table:
-        """Run just enough to return the first rows, as a table."""
-        return self.limit(count).compute(session)
+        """Return the first rows as a table, computing only as many partitions as that takes."""
+        if any(d is Dependency.WIDE for node in self.node.walk() for d in node.dependencies):
+            return self.limit(count).compute(session)
+        wanted = Limit(self._readable(), count).count
+        with contextlib.closing((session or current_session()).stream(self.node)) as stream:
+            return first_rows(stream, self.schema, wanted)
 
     def count(self, session: Session | None = None) -> int:
         """Run the plan and return the number of rows."""

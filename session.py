@@ -73,17 +73,11 @@ class RunResult:
 
     def table(self, name: str) -> pa.Table:
         """Fetch all rows of an output as one table."""
-        return pa.concat_tables([self.schema(name).empty_table(), *self.batches(name)])
+        return pa.concat_tables(list(self.batches(name)) or [self.schema(name).empty_table()])
 
     def head(self, name: str, count: int = 10) -> pa.Table:
         """Fetch the first rows of an output."""
-        tables = [self.schema(name).empty_table()]
-        for table in self.batches(name):
-            tables.append(table.slice(0, count))
-            count -= tables[-1].num_rows
-            if count <= 0:
-                break
-        return pa.concat_tables(tables)
+        return first_rows(self.batches(name), self.schema(name), count)
 
     def rows(self, name: str) -> int:
         """How many rows an output has."""
@@ -286,6 +280,17 @@ class Session:
             return TASK_BYTES
         room = (self._memory_limit - WORKER_BASE_BYTES) // (3 * self._threads)
         return max(16 << 20, min(TASK_BYTES, room))
+
+
+def first_rows(tables: Iterator[pa.Table], schema: pa.Schema, count: int) -> pa.Table:
+    """Take the first rows of a stream of tables, and no more of the stream than that needs."""
+    taken = [schema.empty_table()]
+    for table in tables if count > 0 else ():
+        taken.append(table.slice(0, count))
+        count -= taken[-1].num_rows
+        if count <= 0:
+            break
+    return pa.concat_tables(taken).combine_chunks()
 
 
 def plan(outputs: Mapping[str, Any], options: PlanOptions | None = None) -> PhysicalPlan:

@@ -181,7 +181,7 @@ def _commit_file(destination: Destination, run: str, files: Sequence[StagedFile]
         if not _is_result(destination, files[0]):
             raise _gone(staged)
     elif not destination.local:
-        _check_free(destination, overwrite)
+        _begin(destination, staging, overwrite)
         destination.fs.mv(staged, path)
     elif not (os.path.exists(path) and os.path.samefile(staged, path)):
         if overwrite and os.path.isdir(path):
@@ -194,6 +194,7 @@ def _put_file(staged: str, path: str, overwrite: bool) -> None:
     """Give a staged file its final name in one step, keeping the staged name, by which a repeat knows."""
     try:
         if overwrite:
+            _remove(f"{staged}.final")
             _link(staged, f"{staged}.final")
             os.replace(f"{staged}.final", path)
         else:
@@ -237,11 +238,7 @@ def _commit_one_by_one(
     fs, path, staging = destination.fs, destination.path, destination.staging(run)
     if committed_by(destination) == run:
         return
-    begun = f"{staging}/{_COMMITTING}"
-    if not fs.exists(begun):
-        _check_free(destination, overwrite)
-        fs.makedirs(staging, exist_ok=True)
-        fs.pipe_file(begun, b"")
+    _begin(destination, staging, overwrite)
     wanted = {f"{path}/{file.target}" for file in files}
     if fs.exists(f"{path}/{SUCCESS}"):
         fs.rm_file(f"{path}/{SUCCESS}")
@@ -262,10 +259,15 @@ def _move(fs: fsspec.AbstractFileSystem, staged: str, target: str) -> None:
         raise _gone(staged)
 
 
-def _check_free(destination: Destination, overwrite: bool) -> None:
-    held = destination.holds()
-    if held and not overwrite:
-        raise _exists(destination, held)
+def _begin(destination: Destination, staging: str, overwrite: bool) -> None:
+    """Note that a commit of several steps has begun: from then on, what is at the destination is its own."""
+    fs, begun = destination.fs, f"{staging}/{_COMMITTING}"
+    if not fs.exists(begun):
+        held = destination.holds()
+        if held and not overwrite:
+            raise _exists(destination, held)
+        fs.makedirs(staging, exist_ok=True)
+        fs.pipe_file(begun, b"")
 
 
 def _is_result(destination: Destination, file: StagedFile) -> bool:

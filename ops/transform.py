@@ -14,7 +14,13 @@ from .node import Node
 
 
 class TransformStep(Protocol):
-    """What a preparation step does to rows, given its fitted state (see ops/prep)."""
+    """What a preparation step does to rows, given its fitted state (see ops/prep).
+
+    Attributes:
+        columns: what it reads and changes; all other columns pass through.
+    """
+
+    columns: tuple[str, ...]
 
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         """The schema after the step."""

@@ -22,6 +22,7 @@ from ...ops.repartition import Repartition
 from ...ops.sample import Sample
 from ...ops.scan import Scan
 from ...ops.sort import Sort, TopK
+from ...ops.transform import Transform
 from ...ops.union import Union
 from ..plan import RuleEvent
 from ..rereading import is_rereadable
@@ -92,6 +93,9 @@ def _input_needs(node: Node, needs: frozenset[str]) -> tuple[frozenset[str], ...
         return (needs or frozenset({narrowest(node.schema)}),) * len(node.sources)
     if isinstance(node, Limit | Sample):
         return (needs,)
+    if isinstance(node, Transform):
+        passing = needs & set(node.input.schema.names)
+        return (frozenset(node.step.columns) | passing, frozenset(node.state.schema.names))
     return tuple(frozenset(child.schema.names) for child in node.inputs)
 
 

@@ -171,7 +171,10 @@ def two_nodes(tmp_path_factory):
         }
         for number, root in enumerate(roots)
     }
-    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"dashboard_address": ":0", "dashboard": False, "host": "127.0.0.1", "port": 0},
+    }
     with (
         dask.config.set(CONFIG),
         SpecCluster(workers, scheduler, silence_logs=50) as cluster,

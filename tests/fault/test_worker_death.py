@@ -120,7 +120,10 @@ def one_node() -> Iterator[DaskExecutor]:
 @pytest.fixture
 def two_nodes(tmp_path: Path) -> Iterator[tuple[DaskExecutor, dict[str, Path]]]:
     """A scheduler and two worker processes that don't come back, each with its own scratch folder."""
-    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"dashboard_address": ":0", "dashboard": False, "host": "127.0.0.1", "port": 0},
+    }
     with (
         dask.config.set(CONFIG),
         SpecCluster({}, scheduler, silence_logs=50) as cluster,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 import math
 import pickle
 from pathlib import Path
@@ -96,7 +97,8 @@ def test_duckdb_and_pandas_read_it(tmp_path: Path, table: pa.Table, kind: str):
         got = pa.concat_tables(ipc.open_file(p).read_all() for p in sorted((tmp_path / "out").glob("part-*")))
     else:
         quoted = ", allow_quoted_nulls=false" if kind == "csv" else ""
-        got = duckdb.sql(f"from read_{kind}('{glob}'{quoted}) order by id").to_arrow_table()
+        typed = 'select * replace ("at"::timestamp as "at")'  # JSON has no times: DuckDB takes them for text
+        got = duckdb.sql(f"{typed} from read_{kind}('{glob}'{quoted}) order by id").to_arrow_table()
     for name in table.column_names:
         assert got[name].to_pylist() == table[name].to_pylist(), name
 
@@ -200,12 +202,6 @@ def test_json_of_every_type_is_what_python_parses():
     )
     for start, part in ((0, table), (1, table.slice(1))):
         text = b"".join(json_lines(part)).decode()
-        got = (
-            pd.read_json(__import__("io").StringIO(text), lines=True, dtype=False, convert_dates=False)
-            is not None
-        )
-        assert got
-
         rows = [json.loads(line) for line in text.splitlines()]
         expected = table.to_pylist()[start:]
         for row, want in zip(rows, expected, strict=True):
