@@ -58,12 +58,12 @@ class RunResult:
     def schema(self, name: str) -> pa.Schema:
         """The Arrow schema of an output."""
         outcome = self._outcome.outputs[self._known(name)]
-        return WRITTEN if outcome.files else outcome.schema
+        return WRITTEN if outcome.is_sink else outcome.schema
 
     def batches(self, name: str) -> Iterator[pa.Table]:
         """Yield an output's rows as tables, in order; a sink's rows are its files."""
         outcome = self._outcome.outputs[self._known(name)]
-        if outcome.files:
+        if outcome.is_sink:
             columns = [(file.target, file.rows, file.bytes) for file in outcome.files]
             yield pa.table(
                 [pa.array(values, f.type) for values, f in zip(zip(*columns), WRITTEN)], schema=WRITTEN

@@ -185,9 +185,12 @@ def find_files(path: Paths, storage_options: Mapping[str, Any] | None = None, hi
         SchemaMismatchError: files below folders with different keys.
 
     Example:
-        >>> find_files("/nowhere/rides.csv")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        headwater.errors.SourceNotFoundError: /nowhere/rides.csv doesn't exist: ...
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp(), "year=2024")
+        >>> folder.mkdir()
+        >>> _ = (folder / "rides.csv").write_text("id\n1\n")
+        >>> [(file.size, file.values) for file in find_files(folder.parent).files]
+        [(5, (2024,))]
     """
     given = [path] if isinstance(path, str | os.PathLike) else path
     if not isinstance(given, Sequence) or not all(isinstance(p, str | os.PathLike) for p in given):

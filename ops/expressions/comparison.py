@@ -19,6 +19,9 @@ def align_compared(values: Sequence[Value], weak: Sequence[bool]) -> Sequence[Va
 
 
 def _comparable(value: Value) -> Value:
+    """Arrow compares neither half floats nor bare nulls."""
+    if pa.types.is_null(value.type):
+        return value.cast(pa.bool_())
     return retype(value, pa.float32()) if pa.types.is_float16(value.type) else value
 
 

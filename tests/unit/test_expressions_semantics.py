@@ -147,6 +147,12 @@ def test_null_column_takes_part() -> None:
     assert values(col("n") & True, n=n) == [None, None]
     assert values(col("n").fill_null(3), n=n) == [3, 3]
     assert values(col("n").str.upper(), n=n) == [None, None]
+    assert values(col("n") < col("n"), n=n) == [None, None]
+    assert values(hx.least("n", "n"), n=n) == [None, None]
+    assert values(col("n").clip(0, None), n=n) == [None, None]
+    assert values(col("n").is_in([]), n=n) == [None, None]
+    assert values(col("n").is_in([None]), n=n) == [None, None]
+    assert values(col("n").abs() ** 2 % 3 / 1, n=n) == [None, None]
 
 
 def test_decimals_stay_exact_beyond_38_declared_digits() -> None:
