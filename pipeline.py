@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from .errors import ParameterError, SchemaMismatchError, TypeMismatchError, column_not_found
+from .desugaring import aggregate_node, named_expressions, takes_fill, widen_keys, with_sort_columns
+from .errors import ParameterError, TypeMismatchError, column_not_found
 from .lineage.graph import Dependency
-from .lowering import lower_aggregations, lower_keys, named_expressions
 from .ops.distinct import Distinct
 from .ops.expressions import Expr, col, hash_unit, lit
 from .ops.filter import Filter
@@ -22,6 +22,7 @@ from .ops.join import Join
 from .ops.limit import Limit
 from .ops.map_batches import MapBatches, check_picklable, infer_output
 from .ops.node import Node, plan_text
+from .ops.prep import Chain
 from .ops.project import Project
 from .ops.repartition import Repartition
 from .ops.sample import Sample
@@ -30,6 +31,7 @@ from .ops.sink import Sink
 from .ops.sort import Sort, SortKey
 from .ops.union import Union
 from .ops.write import Write
+from .preparation import FittedPrep
 from .session import Session, current_session, first_rows
 
 if TYPE_CHECKING:
@@ -214,7 +216,7 @@ class Dataset:
         if isinstance(value, Mapping):
             self._require(value, "fill_null")
             return self.with_columns(**{name: col(name).fill_null(v) for name, v in value.items()})
-        fits = {f.name: col(f.name).fill_null(value) for f in self.schema if _takes(f.type, value)}
+        fits = {f.name: col(f.name).fill_null(value) for f in self.schema if takes_fill(f.type, value)}
         if not fits:
             raise ParameterError(
                 f"fill_null({value!r}): no column takes a {type(value).__name__}; the columns are "
@@ -378,9 +380,7 @@ class Dataset:
             >>> hw.range(5).agg(hw.count().alias("rows"), mean=hw.mean("id")).columns
             ['rows', 'mean']
         """
-        return Dataset(
-            lower_aggregations(self._readable(), (), named_expressions(aggregations, named, "agg"))
-        )
+        return Dataset(aggregate_node(self._readable(), (), named_expressions(aggregations, named, "agg")))
 
     def join(
         self,
@@ -418,7 +418,7 @@ class Dataset:
             raise ParameterError("join(): left_on and right_on go together.")
         left_keys = _names(left_on if on is None else on)
         right_keys = _names(right_on if on is None else on)
-        left, right = _widen_keys(self, other, left_keys, right_keys)
+        left, right = widen_keys(self._readable(), other._readable(), left_keys, right_keys)
         return Dataset(Join(left, right, left_keys, right_keys, how, suffix, strategy))
 
     def sort(
@@ -436,7 +436,7 @@ class Dataset:
         """
         if not keys:
             raise ParameterError("sort() needs a key, as sort('fare', descending=True).")
-        node, names = lower_keys(self._readable(), keys)
+        node, names = with_sort_columns(self._readable(), keys)
         down = _each(descending, len(names), "descending")
         first = _each(nulls_first, len(names), "nulls_first")
         ordered = Sort(node, tuple(SortKey(*key) for key in zip(names, down, first)))
@@ -584,11 +584,9 @@ class Dataset:
             if name not in self.schema.names:
                 raise column_not_found(name, self.schema.names, where)
 
-    def _fit(self, chain: Any) -> Any:
-        """Fit a preparation chain on these rows (see `headwater.preparation`)."""
-        from .preparation import fit
-
-        return fit(chain, self)
+    def _fit(self, chain: Chain) -> FittedPrep:
+        """Fit a preparation chain on these rows; what ``chain.fit(dataset)`` calls."""
+        return FittedPrep(chain.fit_nodes(self._readable()))
 
 
 class GroupedDataset:
@@ -612,7 +610,7 @@ class GroupedDataset:
             TypeMismatchError: a column whose type has no such aggregation.
         """
         exprs = named_expressions(aggregations, named, "agg")
-        return Dataset(lower_aggregations(self._dataset._readable(), self._keys, exprs))
+        return Dataset(aggregate_node(self._dataset._readable(), self._keys, exprs))
 
     def __repr__(self) -> str:
         return f"GroupedDataset by {[name for name, _ in self._keys]} of {self._dataset!r}"
@@ -628,51 +626,3 @@ def _each(value: bool | Sequence[bool], count: int, option: str) -> tuple[bool, 
     if len(value) != count:
         raise ParameterError(f"sort({option}={list(value)}): give one bool, or one for each of {count} keys.")
     return tuple(value)
-
-
-def _takes(type: pa.DataType, value: Any) -> bool:
-    if isinstance(value, bool):
-        return pa.types.is_boolean(type)
-    if isinstance(value, int):
-        return pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_decimal(type)
-    if isinstance(value, float):
-        return pa.types.is_floating(type)
-    return pa.scalar(value).type == type
-
-
-def _widen_keys(
-    left: Dataset, right: Dataset, left_on: Sequence[str], right_on: Sequence[str]
-) -> tuple[Node, Node]:
-    if len(left_on) != len(right_on):
-        return left._readable(), right._readable()  # Join says what is wrong
-    left._require(left_on, "join, left side")
-    right._require(right_on, "join, right side")
-    sides = [{}, {}]  # type: list[dict[str, Expr]]
-    for a, b in zip(left_on, right_on):
-        s, t = left.schema.field(a).type, right.schema.field(b).type
-        if s != t and pa.types.is_integer(s) and pa.types.is_integer(t):
-            common = _common_integer(s, t)
-            if common is None:
-                raise SchemaMismatchError(
-                    f"join: no integer type holds both {a!r} ({s}) and {b!r} ({t}). Cast one of them first."
-                )
-            for side, name, type in ((0, a, s), (1, b, t)):
-                if type != common:
-                    sides[side][name] = col(name).cast(common)
-    return tuple(  # type: ignore[return-value]
-        (data.with_columns(**casts) if casts else data)._readable()
-        for data, casts in zip((left, right), sides)
-    )
-
-
-def _common_integer(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
-    signed_a, signed_b = pa.types.is_signed_integer(a), pa.types.is_signed_integer(b)
-    if signed_a == signed_b:
-        return a if a.bit_width >= b.bit_width else b
-    unsigned, signed = (b, a) if signed_a else (a, b)
-    if unsigned.bit_width >= 64:
-        return None
-    return max(
-        (signed, {8: pa.int16(), 16: pa.int32(), 32: pa.int64()}[unsigned.bit_width]),
-        key=lambda t: t.bit_width,
-    )

@@ -5,15 +5,19 @@ The steps themselves are operators (`headwater.ops.prep`); here they meet the Da
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import fsspec
 import pyarrow as pa
 
 from .datasets import table_source
 from .ops.node import Node
-from .ops.prep import Chain, FittedNodes, dump, load_text
+from .ops.prep import FittedNodes, dump, load_text
 from .ops.scan import Scan
-from .pipeline import Dataset
 from .session import Session, current_session
+
+if TYPE_CHECKING:
+    from .pipeline import Dataset
 
 
 class FittedPrep:
@@ -39,7 +43,7 @@ class FittedPrep:
         Returns:
             A dataset with those columns changed.
         """
-        return Dataset(self._fitted.transform_node(dataset._readable()))
+        return type(dataset)(self._fitted.transform_node(dataset.node))
 
     def states(self, session: Session | None = None) -> tuple[pa.Table, ...]:
         """Compute and return the state of each step: means, ranges, categories."""
@@ -62,11 +66,6 @@ class FittedPrep:
         text = dump(self._fitted.steps, self.states(session))
         with fsspec.open(url, "w", encoding="utf-8") as file:
             file.write(text)
-
-
-def fit(chain: Chain, dataset: Dataset) -> FittedPrep:
-    """Fit a chain on a dataset, lazily; what ``chain.fit(dataset)`` calls."""
-    return FittedPrep(chain.fit_nodes(dataset._readable()))
 
 
 def load(url: str) -> FittedPrep:

@@ -64,10 +64,8 @@ class RunResult:
         """Yield an output's rows as tables, in order; a sink's rows are its files."""
         outcome = self._outcome.outputs[self._known(name)]
         if outcome.is_sink:
-            columns = [(file.target, file.rows, file.bytes) for file in outcome.files]
-            yield pa.table(
-                [pa.array(values, f.type) for values, f in zip(zip(*columns), WRITTEN)], schema=WRITTEN
-            )
+            files = [{"path": f.target, "rows": f.rows, "bytes": f.bytes} for f in outcome.files]
+            yield pa.Table.from_pylist(files, schema=WRITTEN)
         else:
             yield from self._driver.read(name)
 

@@ -188,7 +188,7 @@ def find_files(path: Paths, storage_options: Mapping[str, Any] | None = None, hi
         >>> import pathlib, tempfile
         >>> folder = pathlib.Path(tempfile.mkdtemp(), "year=2024")
         >>> folder.mkdir()
-        >>> _ = (folder / "rides.csv").write_text("id\n1\n")
+        >>> _ = (folder / "rides.csv").write_text("id\\n1\\n")
         >>> [(file.size, file.values) for file in find_files(folder.parent).files]
         [(5, (2024,))]
     """

@@ -23,6 +23,9 @@ Observer = Callable[[Snapshot], None]
 #: seconds between two repaints of the live table
 REPAINT_SECONDS = 0.1
 
+#: terminal columns that a stage's bar and figures take at most
+FIGURES_WIDTH = 72
+
 #: most stages in the live table; finished and waiting ones are left out first
 VISIBLE_STAGES = 12
 
@@ -113,7 +116,7 @@ class LiveDisplay:
     def _paint(self) -> None:
         if self._latest is not None:
             self._live.start()
-            self._live.update(stage_table(self._latest, self._spans), refresh=True)
+            self._live.update(stage_table(self._latest, self._spans, self._live.console.width), refresh=True)
             self._painted = self._clock()
 
 
@@ -159,17 +162,18 @@ def visible_stages(stages: tuple[StageSnapshot, ...]) -> tuple[StageSnapshot, ..
     return tuple(s for s in stages if s.id in chosen)
 
 
-def stage_table(snapshot: Snapshot, spans: Spans) -> Group:
-    """Lay a snapshot out as the live table and a line of totals."""
+def stage_table(snapshot: Snapshot, spans: Spans, width: int = 120) -> Group:
+    """Lay a snapshot out as the live table and a line of totals, labels cut so that figures fit."""
     table = Table.grid(padding=(0, 2), expand=False)
-    for justify in ("left", "left", "right", "right", "right", "right"):
-        table.add_column(justify=justify, no_wrap=True, overflow="ellipsis")
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(12, width - FIGURES_WIDTH))
+    for justify in ("left", "right", "right", "right", "right"):
+        table.add_column(justify=justify, no_wrap=True)
     for stage in visible_stages(snapshot.stages):
         style = {"waiting": "dim", "finished": "green"}.get(stage.state, "")
         rate = spans.rate(stage)
         table.add_row(
             Text(stage.label, style=style),
-            ProgressBar(total=max(1, stage.total), completed=stage.done if stage.total else 1, width=20),
+            ProgressBar(total=max(1, stage.total), completed=stage.done if stage.total else 1, width=12),
             f"{stage.done}/{stage.total}",
             _rows(stage),
             "" if rate is None else f"{count_text(rate)} rows/s",

@@ -70,13 +70,19 @@ def fill_nan(value: Value, other: Value) -> Value:
 @register("least", align=align_compared, notation="function", strict=False)
 def least(*values: Value) -> Value:
     """The least value that is neither null nor NaN, if there is one."""
-    return pc.min_element_wise(*values, skip_nulls=True)
+    return _extreme(pc.min_element_wise, values)
 
 
 @register("greatest", align=align_compared, notation="function", strict=False)
 def greatest(*values: Value) -> Value:
     """The greatest value that is neither null nor NaN, if there is one."""
-    return pc.max_element_wise(*values, skip_nulls=True)
+    return _extreme(pc.max_element_wise, values)
+
+
+def _extreme(function: Callable[..., Value], values: Sequence[Value]) -> Value:
+    if not pa.types.is_boolean(values[0].type):
+        return function(*values, skip_nulls=True)
+    return function(*(value.cast(pa.int8()) for value in values), skip_nulls=True).cast(pa.bool_())
 
 
 def _display_clip(bound: str) -> Callable[[Sequence[str], Sequence[str]], str]:

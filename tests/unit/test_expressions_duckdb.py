@@ -101,6 +101,7 @@ CASES: list[tuple[Expr, str]] = [
     (when(P).then(A).otherwise(B), "case when p then a else b end"),
     (coalesce("a", "b", lit(0)), "coalesce(a, b, 0)"),
     (least("a", "b"), "least(a, b)"),
+    (least("p", "q"), "least(p, q)"),
     (greatest("a", "b", 2), "greatest(a, b, 2)"),
     (F.floor(), "floor(f)"),
     (F.ceil(), "ceil(f)"),

@@ -1,11 +1,13 @@
-"""Lowering: what users write in select, group_by, agg and sort, as nodes over plain columns."""
+"""Desugaring: what users write in select, group_by, agg, join and sort, as nodes over plain columns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import ParameterError, TypeMismatchError
+import pyarrow as pa
+
+from .errors import ParameterError, SchemaMismatchError, TypeMismatchError, column_not_found
 from .ops.aggregate import Aggregate, Aggregation
 from .ops.expressions import Expr, col, lit
 from .ops.expressions.expr import AggregateCall, Alias, Column
@@ -54,7 +56,7 @@ def _bare(expr: Expr) -> Expr:
     return _bare(expr.children[0]) if isinstance(expr, Alias) else expr
 
 
-def lower_aggregations(source: Node, keys: Named, outputs: Named) -> Node:
+def aggregate_node(source: Node, keys: Named, outputs: Named) -> Node:
     """Build the nodes of ``group_by(keys).agg(outputs)``.
 
     Computed keys and inputs are projected first, and arithmetic on aggregations afterwards, so that
@@ -134,7 +136,7 @@ def _fresh(prefix: str, taken: set[str]) -> str:
     return f"{prefix}{number}"
 
 
-def lower_keys(source: Node, keys: Sequence[str | Expr]) -> tuple[Node, tuple[str, ...]]:
+def with_sort_columns(source: Node, keys: Sequence[str | Expr]) -> tuple[Node, tuple[str, ...]]:
     """Give sort keys that are expressions a column of their own.
 
     Args:
@@ -157,3 +159,65 @@ def lower_keys(source: Node, keys: Sequence[str | Expr]) -> tuple[Node, tuple[st
         kept = tuple((name, col(name)) for name in source.schema.names)
         source = Project(source, (*kept, *added.items()))
     return source, tuple(names)
+
+
+def widen_keys(left: Node, right: Node, left_on: Sequence[str], right_on: Sequence[str]) -> tuple[Node, Node]:
+    """Cast integer join keys of different widths to a type that holds both.
+
+    Args:
+        left, right: the sides.
+        left_on, right_on: key columns, pairwise.
+
+    Returns:
+        The sides, with casts where they are needed.
+
+    Raises:
+        ColumnNotFoundError: a key that isn't there.
+        SchemaMismatchError: no integer type holds both keys of a pair.
+    """
+    casts: tuple[dict[str, Expr], dict[str, Expr]] = ({}, {})
+    for a, b in zip(left_on, right_on):
+        for side, name, where in ((left, a, "left"), (right, b, "right")):
+            if name not in side.schema.names:
+                raise column_not_found(name, side.schema.names, f"join, {where} side")
+        s, t = left.schema.field(a).type, right.schema.field(b).type
+        if s == t or not (pa.types.is_integer(s) and pa.types.is_integer(t)):
+            continue
+        common = _common_integer(s, t)
+        if common is None:
+            raise SchemaMismatchError(
+                f"join: no integer type holds both {a!r} ({s}) and {b!r} ({t}). Cast one of them first."
+            )
+        for side_casts, name, type in zip(casts, (a, b), (s, t)):
+            if type != common:
+                side_casts[name] = col(name).cast(common)
+    return _with_casts(left, casts[0]), _with_casts(right, casts[1])
+
+
+def _with_casts(node: Node, casts: Mapping[str, Expr]) -> Node:
+    if not casts:
+        return node
+    return Project(node, tuple((name, casts.get(name, col(name))) for name in node.schema.names))
+
+
+def _common_integer(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    signed_a, signed_b = pa.types.is_signed_integer(a), pa.types.is_signed_integer(b)
+    if signed_a == signed_b:
+        return a if a.bit_width >= b.bit_width else b
+    unsigned, signed = (b, a) if signed_a else (a, b)
+    if unsigned.bit_width >= 64:
+        return None
+    return max(
+        signed, {8: pa.int16(), 16: pa.int32(), 32: pa.int64()}[unsigned.bit_width], key=lambda t: t.bit_width
+    )
+
+
+def takes_fill(type: pa.DataType, value: Any) -> bool:
+    """Whether ``fill_null(value)`` without a column name means columns of this type."""
+    if isinstance(value, bool):
+        return pa.types.is_boolean(type)
+    if isinstance(value, int):
+        return pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_decimal(type)
+    if isinstance(value, float):
+        return pa.types.is_floating(type)
+    return pa.scalar(value).type == type
