@@ -126,7 +126,7 @@ def from_pandas(frame: pd.DataFrame, *, partitions: int | None = None) -> Datase
     """Make a dataset of a pandas DataFrame; its index is left out.
 
     Args:
-        frame: the rows. NaN in a float column stays NaN; None and NA become null.
+        frame: the rows. NaN, None and NA become null: in pandas they all mean that a value is missing.
         partitions: how many; None chooses by size.
     """
     return from_arrow(pa.Table.from_pandas(frame, preserve_index=False), partitions=partitions)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import atexit
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
@@ -225,7 +225,7 @@ class Session:
             driver = self._driver(physical, name, observer)
             return RunResult(driver, driver.run())
 
-    def stream(self, output: Any, name: str = "pipeline") -> Iterator[pa.Table]:
+    def stream(self, output: Any, name: str = "pipeline") -> Generator[pa.Table, None, None]:
         """Run one output and yield its rows in order while later partitions are still computed.
 
         Args:

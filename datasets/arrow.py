@@ -20,7 +20,7 @@ from .files import DataFile, FileSet, Paths, find_files
 from .sizes import check_positive, cut_evenly, pack, type_bytes
 
 #: how much of a partition, in bytes in memory, is aimed at
-PARTITION_BYTES = 128 << 20
+PARTITION_BYTES = 64 << 20
 
 _MAGIC = b"ARROW1"
 _MAGIC_V1 = b"FEA1"

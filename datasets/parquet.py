@@ -22,7 +22,7 @@ from .parquet_statistics import group_statistics, row_bytes
 from .sizes import check_positive, pack
 
 #: how much of a partition, in bytes, is aimed at: row groups as encoded, before compression
-PARTITION_BYTES = 128 << 20
+PARTITION_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
