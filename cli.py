@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +210,7 @@ def _run(
     _state().running = True
     with (
         Session(address, workers=workers, progress=not quiet, options=options) as session,
+        _reported(report_json),
         session.run(datasets, name=name) as result,
     ):
         if report_json:
@@ -216,6 +218,17 @@ def _run(
         for output in datasets:
             click.echo(f"\n{_output_text(output, result)}")
         click.echo(f"\n{_summary(result)}")
+
+
+@contextmanager
+def _reported(report_json: str | None) -> Iterator[None]:
+    """Write the report of a run that fails, too."""
+    try:
+        yield
+    except errors.HeadwaterError as error:
+        if report_json and error.report is not None:
+            Path(report_json).write_text(error.report.to_json() + "\n")
+        raise
 
 
 def _output_text(name: str, result: RunResult) -> str:

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class HeadwaterError(Exception):
-    """Base of every error Headwater raises on purpose."""
+    """Base of every error Headwater raises on purpose.
+
+    Attributes:
+        report: the `headwater.runtime.report.RunReport` of the run that failed with it, if one did.
+    """
+
+    report: Any = None
 
 
 class ColumnNotFoundError(HeadwaterError, KeyError):

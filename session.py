@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from dask.utils import parse_bytes
 
-from .errors import ClusterError, ParameterError, did_you_mean
+from .errors import ClusterError, HeadwaterError, ParameterError, did_you_mean
 from .lineage.journal import Journal
 from .ops.node import Node
 from .ops.write import WRITTEN
@@ -218,12 +218,17 @@ class Session:
             The results, which stay on the nodes until closed.
 
         Raises:
-            HeadwaterError: the run failed; nothing of it is left, and sinks hold nothing of it.
+            HeadwaterError: the run failed; nothing of it is left, and sinks hold nothing of it. The
+                error's ``report`` tells how far it came.
         """
         physical = plan(outputs, self.options)
         with progress_display(self._progress) as observer:
             driver = self._driver(physical, name, observer)
-            return RunResult(driver, driver.run())
+            try:
+                return RunResult(driver, driver.run())
+            except HeadwaterError as error:
+                error.report = driver.report()
+                raise
 
     def stream(self, output: Any, name: str = "pipeline") -> Generator[pa.Table, None, None]:
         """Run one output and yield its rows in order while later partitions are still computed.

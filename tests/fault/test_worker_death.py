@@ -79,6 +79,29 @@ class KillsItself(Kernel):
         return True
 
 
+@dataclass
+class Gate(Kernel):
+    """Holds the last partition until somebody writes to a named pipe, so that the stage can't end before."""
+
+    pipe: str
+
+    def run(self, inputs, context):
+        if context.partition == MAPS - 1:
+            with open(self.pipe, "rb", buffering=0) as pipe:
+                pipe.read(1)
+        yield from inputs[0]
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[tuple[Gate, Callable[[], None]]]:
+    """A gate and what opens it; the test's own end of the pipe stays open, so that no attempt waits for it."""
+    path = str(tmp_path / "gate")
+    os.mkfifo(path)
+    end = os.open(path, os.O_RDWR)
+    yield Gate(path), lambda: os.write(end, b"." * 64)
+    os.close(end)
+
+
 def plan(kernel: Kernel | None = None) -> PhysicalPlan:
     leaf = ScanLeaf(0, Numbers(), ("key", "value"), None, None, SCHEMA)
     operator = leaf if kernel is None else Step(kernel, (leaf,), SCHEMA)
@@ -177,14 +200,20 @@ def test_process_that_dies_takes_only_its_running_tasks_along(one_node, clean_di
     assert recovery.tasks_retried >= 1
 
 
-def test_process_killed_from_outside(one_node, clean_digest):
-    observe = strike(one_node, lambda snapshot: snapshot.stages[0].done >= MAPS // 3)
-    with Driver(plan(), one_node, observer=observe) as driver:
-        check(driver, driver.run(), clean_digest)
+def test_process_killed_from_outside(one_node, clean_digest, gate):
+    kernel, open_gate = gate
+    observe = strike(
+        one_node, lambda snapshot: snapshot.stages[0].done >= MAPS // 3, lambda address: open_gate()
+    )
+    with Driver(plan(kernel), one_node, observer=observe) as driver:
+        outcome = driver.run()
+        check(driver, outcome, clean_digest)
+    assert outcome.report.recovery.workers_lost == 1
 
 
-def test_node_that_dies_costs_the_blocks_it_held_and_no_more(two_nodes, clean_digest):
+def test_node_that_dies_costs_the_blocks_it_held_and_no_more(two_nodes, clean_digest, gate):
     executor, scratch = two_nodes
+    kernel, open_gate = gate
     held: set[int] = set()
 
     def after(address: str) -> None:
@@ -192,9 +221,10 @@ def test_node_that_dies_costs_the_blocks_it_held_and_no_more(two_nodes, clean_di
         run = driver.scheduler.stages[0]
         node = next(w.node for w in driver.scheduler.placement.workers.values() if w.address == address)
         held.update(run.on_node(node).tolist())
+        open_gate()
 
     observe = strike(executor, lambda snapshot: snapshot.stages[0].done >= MAPS // 2, after)
-    with Driver(plan(), executor, observer=observe) as driver:
+    with Driver(plan(kernel), executor, observer=observe) as driver:
         outcome = driver.run()
         check(driver, outcome, clean_digest)
     recovery = outcome.report.recovery

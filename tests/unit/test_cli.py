@@ -193,6 +193,15 @@ def test_a_failing_user_function_fails_the_run_and_debug_shows_the_traceback(fil
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
+def test_a_failed_run_leaves_its_report(file, tmp_path):
+    out = tmp_path / "report.json"
+    assert run(file, "--param", "broken=true", "--report-json", str(out)) == FAILED
+    told = json.loads(out.read_text())
+    assert told["state"] == "failed"
+    assert "ZeroDivisionError" in told["error"]
+    assert told["outputs"] == {}
+
+
 def test_progress_is_plain_lines_when_piped_and_silent_when_asked(file, capsys):
     assert run(file) == OK
     err = capsys.readouterr().err
