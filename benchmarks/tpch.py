@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import headwater as hw
 import numpy as np
 import pandas as pd
 import tpch_queries as queries
+
+import headwater as hw
 
 
 def generate(folder: Path, scale: float) -> None:

@@ -5,9 +5,10 @@ headwater run docs/examples/wordcount.py --param data=../shared/data/tinyshakesp
 
 import os
 
-import headwater as hw
 import pyarrow as pa
 import pyarrow.compute as pc
+
+import headwater as hw
 
 DATA = os.environ.get("HEADWATER_DATA", "../shared/data") + "/tinyshakespeare.txt"
 

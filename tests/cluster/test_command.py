@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from headwater.cli import INTERRUPTED, OK, execute
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from distributed import Client, Nanny, Scheduler, SpecCluster
+
 from headwater.errors import (
     ClusterError,
     ParameterError,

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from distributed import Client, LocalCluster, wait
+
 from headwater.errors import ClusterError, SerializationError
 from headwater.planner.plan import BlockLeaf
 from headwater.runtime import collect

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import headwater as hw
 import numpy as np
 import pytest
+
+import headwater as hw
 from headwater import col
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

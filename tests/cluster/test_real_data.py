@@ -8,9 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 import duckdb
-import headwater as hw
 import pyarrow as pa
 import pytest
+
+import headwater as hw
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("HEADWATER_DATA", ROOT.parent / "shared" / "data"))

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import duckdb
-import headwater as hw
 import pytest
+
+import headwater as hw
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 GENERATOR = Path(sys.executable).with_name("tpchgen-cli")

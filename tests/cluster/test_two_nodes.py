@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import headwater as hw
 import pytest
+
+import headwater as hw
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

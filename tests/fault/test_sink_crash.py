@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+
 from headwater.datasets import ParquetSink, parquet_source
 
 pytestmark = pytest.mark.fault

@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from distributed import Client, Scheduler, SpecCluster
+
 from headwater.errors import ClusterError, RunFailedError
 from headwater.ops.kernel import Kernel
 from headwater.ops.partitioner import HashPartitioner

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from headwater.ops.backend import (
     bucket_index,
     from_arrays,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+
 from headwater.ops.expressions import col
 from headwater.ops.kernel import Broadcast, Context
 from headwater.ops.node import Node, plan_text

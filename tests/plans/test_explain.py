@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from headwater.ops.aggregate import Aggregate, Aggregation
 from headwater.ops.expressions import col
 from headwater.ops.filter import Filter

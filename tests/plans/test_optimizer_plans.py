@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from headwater.errors import ParameterError, PlanError
 from headwater.ops.aggregate import Aggregate, Aggregation
 from headwater.ops.expressions import col

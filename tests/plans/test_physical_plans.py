@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from headwater.errors import PlanError
 from headwater.ops.aggregate import Aggregate, Aggregation
 from headwater.ops.distinct import Distinct

@@ -6,6 +6,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from headwater.ops.aggregate import Aggregate, Aggregation
 from headwater.ops.distinct import Distinct
 from headwater.ops.expressions import col

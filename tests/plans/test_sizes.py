@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
+
 from headwater.ops.aggregate import Aggregate, Aggregation
 from headwater.ops.distinct import Distinct
 from headwater.ops.expressions import col, lit

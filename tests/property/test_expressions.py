@@ -6,6 +6,9 @@ from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from headwater.ops.expressions import col, lit, when
 from headwater.ops.expressions.analysis import (
     ColumnStatistics,
@@ -17,8 +20,6 @@ from headwater.ops.expressions.analysis import (
     substitute,
 )
 from headwater.ops.expressions.expr import Expr, evaluate_column
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SCHEMA = pa.schema(
     {"i": pa.int64(), "k": pa.int8(), "f": pa.float64(), "g": pa.float32(), "s": pa.string(), "p": pa.bool_()}

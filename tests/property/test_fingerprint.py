@@ -4,9 +4,10 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-from headwater.lineage.fingerprint import Fingerprint, content_digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from headwater.lineage.fingerprint import Fingerprint, content_digest
 
 SCHEMA = pa.schema([("i", pa.int32()), ("f", pa.float64()), ("s", pa.string()), ("l", pa.list_(pa.int8()))])
 

@@ -10,6 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from headwater.ops.aggregate import (
     Aggregation,
     FinalAggregateKernel,
@@ -34,8 +37,6 @@ from headwater.ops.partitioner import (
 from headwater.ops.project import ProjectKernel
 from headwater.ops.sample import SampleKernel
 from headwater.ops.sort import SortKernel, SortKey, TopKKernel
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SCHEMA = pa.schema(
     [

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import duckdb
-import headwater as hw
 import pyarrow as pa
 import pytest
-from headwater import Dataset, col
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import headwater as hw
+from headwater import Dataset, col
 
 SCHEMA = pa.schema(
     [

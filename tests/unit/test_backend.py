@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+
 from headwater.errors import ParameterError, TypeMismatchError
 from headwater.ops.backend import array_namespace, bucket_index, from_arrays, one_hot, to_arrays, use_backend
 

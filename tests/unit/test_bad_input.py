@@ -8,11 +8,12 @@ import sys
 import threading
 from pathlib import Path
 
-import headwater as hw
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+import headwater as hw
 from headwater import col, errors
 
 

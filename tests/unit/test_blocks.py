@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from headwater.runtime.blocks import BlockWriter, map_range, read_segment
 from headwater.runtime.node_store import NodeStore
 from headwater.runtime.recut import rows_only

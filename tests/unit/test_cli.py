@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from headwater.cli import FAILED, OK, USAGE, execute
 from headwater.version import __version__
 

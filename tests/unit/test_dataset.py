@@ -6,11 +6,12 @@ import datetime
 import uuid
 from pathlib import Path
 
-import headwater as hw
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+
+import headwater as hw
 from headwater import col
 from headwater.errors import ParameterError, SchemaMismatchError
 

@@ -8,8 +8,9 @@ import pkgutil
 import re
 from pathlib import Path
 
-import headwater
 import pytest
+
+import headwater
 from headwater.cli import OK, execute
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+
 from headwater.errors import DiskFullError
 from headwater.ops.partitioner import HashPartitioner, Partitioner, RoundRobinPartitioner
 from headwater.runtime.blocks import map_range, read_segment

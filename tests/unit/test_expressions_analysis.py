@@ -7,6 +7,7 @@ from decimal import Decimal
 
 import pyarrow as pa
 import pytest
+
 from headwater.ops.expressions import coalesce, col, lit, when
 from headwater.ops.expressions.analysis import (
     ColumnStatistics,

@@ -7,6 +7,7 @@ from decimal import Decimal
 import duckdb
 import pyarrow as pa
 import pytest
+
 from headwater.ops.expressions import coalesce, col, concat_str, greatest, least, lit, when
 from headwater.ops.expressions.expr import Expr, evaluate_column
 

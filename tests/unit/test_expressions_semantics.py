@@ -8,11 +8,12 @@ import pickle
 import zoneinfo
 from decimal import Decimal
 
-import headwater.ops.expressions as hx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+
+import headwater.ops.expressions as hx
 from headwater.errors import ColumnNotFoundError, HeadwaterError, ParameterError, TypeMismatchError
 from headwater.ops.expressions import col, lit, when
 from headwater.ops.expressions.analysis import (

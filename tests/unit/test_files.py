@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import pyarrow as pa
 import pytest
+
 from headwater.datasets.files import find_files
 from headwater.errors import CorruptFileError, ParameterError, SchemaMismatchError, SourceNotFoundError
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from headwater.errors import ParameterError, SchemaMismatchError
 from headwater.lineage.fingerprint import _RATIOS, _SECOND_LANE, Fingerprint, content_digest
 from headwater.lineage.hashing import hash_columns, mix

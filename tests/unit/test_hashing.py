@@ -6,6 +6,7 @@ from decimal import Decimal
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from headwater.errors import TypeMismatchError
 from headwater.lineage.hashing import hash_columns
 

@@ -9,6 +9,7 @@ import sys
 
 import fsspec
 import pytest
+
 from headwater.errors import ParameterError, SourceNotFoundError
 from headwater.lineage.journal import Journal, default_root, list_runs, read
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from headwater.errors import SerializationError, UserFunctionError
 from headwater.ops.batches import to_arrays
 from headwater.ops.kernel import Context

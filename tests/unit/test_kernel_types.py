@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+
 from headwater.errors import DiskFullError, ParameterError, PlanError, TypeMismatchError
 from headwater.ops.aggregate import (
     Aggregation,

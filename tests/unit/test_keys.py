@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from headwater.errors import SerializationError
 from headwater.lineage.keys import canonical, function_token, lineage_key
 

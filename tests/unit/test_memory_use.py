@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+
 from headwater.runtime.memory import PeakMemory, anonymous_bytes
 
 SIZE = 64 << 20

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+
 from headwater.errors import DiskFullError, HeadwaterError
 from headwater.runtime.blocks import BlockWriter
 from headwater.runtime.node_store import NodeStore, default_scratch, read_identity

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from headwater.errors import HeadwaterError
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, OrdinalEncoder, StandardScaler
 
 import headwater as hw
 from headwater import col
+from headwater.errors import HeadwaterError
 
 
 @pytest.fixture(scope="module")

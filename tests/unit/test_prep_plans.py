@@ -3,6 +3,10 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
 from headwater.errors import ColumnNotFoundError, TypeMismatchError
 from headwater.ops.aggregate import Aggregate
 from headwater.ops.expressions.expr import evaluate_column
@@ -12,9 +16,6 @@ from headwater.ops.project import Project
 from headwater.ops.scan import Scan
 from headwater.ops.source import Source, Split
 from headwater.ops.transform import Transform
-from sklearn.impute import SimpleImputer
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 
 class Rows(Source):

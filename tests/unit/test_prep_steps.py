@@ -7,9 +7,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from headwater.errors import ColumnNotFoundError, HeadwaterError, ParameterError, TypeMismatchError
-from headwater.ops.prep import Bucketize, Impute, MinMax, OneHot, Ordinal, Standardize
-from headwater.ops.prep.fit import COUNTS, CountValues, state_schema
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import (
     KBinsDiscretizer,
@@ -18,6 +15,10 @@ from sklearn.preprocessing import (
     OrdinalEncoder,
     StandardScaler,
 )
+
+from headwater.errors import ColumnNotFoundError, HeadwaterError, ParameterError, TypeMismatchError
+from headwater.ops.prep import Bucketize, Impute, MinMax, OneHot, Ordinal, Standardize
+from headwater.ops.prep.fit import COUNTS, CountValues, state_schema
 
 RNG = np.random.default_rng(0)
 NAN = float("nan")

@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import pyarrow as pa
 import pytest
+
 from headwater.errors import CorruptFileError, SerializationError
 from headwater.ops.prep import Bucketize, Impute, MinMax, OneHot, Ordinal, Standardize, dump, load_text
 from headwater.ops.prep.fit import COUNTS, state_schema

@@ -6,6 +6,8 @@ import io
 import re
 
 import pytest
+from rich.console import Console
+
 from headwater.runtime.progress import (
     VISIBLE_STAGES,
     LiveDisplay,
@@ -15,7 +17,6 @@ from headwater.runtime.progress import (
     visible_stages,
 )
 from headwater.runtime.snapshot import Snapshot, StageSnapshot
-from rich.console import Console
 
 
 def stage(id: int, done: int, total: int = 4, running: int = 0) -> StageSnapshot:

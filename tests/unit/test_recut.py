@@ -6,9 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pytest
-from headwater.runtime.recut import recut, rows_only, value_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from headwater.runtime.recut import recut, rows_only, value_bytes
 
 ROWS = pa.table(
     {

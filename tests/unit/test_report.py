@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from headwater.lineage.fingerprint import Fingerprint, content_digest
 from headwater.ops.source import Source, Split
 from headwater.planner.plan import PhysicalPlan, ScanLeaf, Stage

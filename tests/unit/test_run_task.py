@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+
 from headwater.errors import DiskFullError, PlanError, UserFunctionError
 from headwater.lineage.fingerprint import Fingerprint
 from headwater.ops.kernel import Broadcast, Context, Kernel, Stream

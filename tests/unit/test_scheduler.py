@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from headwater.errors import NonDeterministicError, RunFailedError, UserFunctionError
 from headwater.ops import partitioner as partitioners
 from headwater.ops.kernel import Kernel
@@ -48,8 +51,6 @@ from headwater.runtime.scheduler_events import (
 from headwater.runtime.slicing import slice_partitions
 from headwater.runtime.stage_inputs import leaf_ranges
 from headwater.runtime.task import Block, Metrics, PartitionResult, Task, TaskResult
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SCHEMA = pa.schema([("x", pa.int64())])
 MB = 1 << 20

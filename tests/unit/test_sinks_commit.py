@@ -13,6 +13,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from headwater.datasets import ParquetSink, parquet_source
 from headwater.errors import DiskFullError, ParameterError, RunFailedError, SinkExistsError
 from headwater.ops.sink import StagedFile

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
+
 from headwater.datasets import (
     ArrowSink,
     CsvSink,

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.ipc as ipc
 import pytest
+
 from headwater.datasets import arrow_source, table_source
 from headwater.errors import CorruptFileError, ParameterError, SchemaMismatchError, TypeMismatchError
 

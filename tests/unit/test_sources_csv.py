@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+
 from headwater.datasets import CsvSource, csv_source
 from headwater.errors import (
     BadRecordError,

@@ -12,6 +12,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from headwater.datasets import json_source, text_source
 from headwater.datasets.text import split_lines
 from headwater.errors import BadRecordError, CorruptFileError, ParameterError, SchemaMismatchError

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from headwater.datasets import ParquetSource, parquet_source
 from headwater.errors import CorruptFileError, ParameterError, SchemaMismatchError
 from headwater.ops.expressions import col

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+
 from headwater.datasets import range_source, rides_source, zones_table
 from headwater.errors import ParameterError
 
