@@ -1,7 +1,7 @@
 # make demo    the whole way on generated data, on a local cluster of four workers
 # make test    every test; test-fast leaves out those that start processes
 # make check   what a reviewer would run first: style, layers, types
-# make bench   TPC-H beside DuckDB and Dask DataFrame
+# make bench   TPC-H beside DuckDB and Dask DataFrame, exchanges beside Dask DataFrame, planning
 # make clean   everything that these targets made
 
 PYTHON ?= python3
@@ -48,6 +48,7 @@ format: $(VENV)/.installed-check
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/tpch.py
+	$(BIN)/python benchmarks/exchange.py
 	$(BIN)/python benchmarks/planning.py
 
 clean:

@@ -44,10 +44,13 @@ from .reading import (
     read_parquet,
     read_text,
 )
+from .runtime.check import check
+from .runtime.check_report import CheckReport
 from .session import RunResult, Session
 from .version import __version__
 
 __all__ = [
+    "CheckReport",
     "Dataset",
     "Expr",
     "FittedPrep",
@@ -58,6 +61,7 @@ __all__ = [
     "RunResult",
     "Session",
     "__version__",
+    "check",
     "coalesce",
     "col",
     "concat_str",

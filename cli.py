@@ -1,12 +1,14 @@
-"""The command line: demo, run, explain, runs.
+"""The command line: demo, run, explain, check, runs.
 
-Exit codes: 0 it worked, 1 a run failed, 2 the command, the pipeline or its input is wrong, 130 Ctrl-C.
+Exit codes: 0 it worked, 1 a run failed or a check found something, 2 the command, the pipeline or its
+input is wrong, 130 Ctrl-C, 143 terminated (SIGTERM).
 Results go to standard output, progress and errors to standard error.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -157,15 +159,82 @@ def explain(file: str, params: tuple[str, ...], outputs: tuple[str, ...]) -> Non
 
 
 @cli.command()
+@click.argument("file", metavar="FILE[:NAME]")
+@_param
+@_outputs
+@click.option(
+    "--partitions",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Most partitions of each function's input.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    help="Local worker processes for what comes before the functions.  [default: none]",
+)
+@_debug
+def check(
+    file: str, params: tuple[str, ...], outputs: tuple[str, ...], partitions: int, workers: int | None
+) -> int:
+    """Find functions that give different results for the same rows.
+
+    Runs the user functions of the pipeline in a Python file on sampled partitions, in processes that
+    differ in what must not matter, and exits with 1 if a result differs. Nothing is written.
+    """
+    from .runtime.check import check as check_functions
+
+    _, datasets = _declare(file, params, outputs)
+    _state().running = True
+    report = check_functions(datasets, partitions=partitions, workers=workers)
+    click.echo(str(report))
+    return OK if report.ok else FAILED
+
+
+@cli.command()
 @click.option(
     "--journal", metavar="URL", help="Where the journals are; by default where sessions write them."
 )
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Most runs to list.")
 @_debug
-def runs(journal: str | None) -> None:
+def runs(journal: str | None, limit: int) -> None:
     """List the runs in the journal, latest first."""
     from .lineage.journal import list_runs
 
-    click.echo(_runs_text(list_runs(journal)))
+    found = list_runs(journal)
+    click.echo(_runs_text(found[:limit]))
+    if len(found) > limit:
+        click.echo(f"… and {len(found) - limit:,} earlier ones; --limit {len(found)} lists them.")
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.argument("partition", metavar="PARTITION")
+@click.option("--scheduler", metavar="ADDRESS", help="Ask the nodes of this cluster which blocks they have.")
+@click.option(
+    "--journal", metavar="URL", help="Where the journals are; by default where sessions write them."
+)
+@click.option(
+    "--lines", type=click.IntRange(1), default=40, show_default=True, help="Most lines of the tree."
+)
+@_debug
+def lineage(run: str, partition: str, scheduler: str | None, journal: str | None, lines: int) -> None:
+    """Show what a PARTITION of a RUN is made from, where that is, and what making it again would cost.
+
+    PARTITION is OUTPUT:INDEX or sSTAGE:INDEX; an index alone if the run has one output.
+    """
+    from .lineage.history import History
+    from .lineage.journal import read
+    from .runtime.lineage_text import lineage_text
+
+    history = History(read(run, journal))
+    found = history.locate(partition)
+    if scheduler:
+        from .runtime.survey import find_blocks
+
+        history.observe(find_blocks(scheduler, run))
+    click.echo(lineage_text(history, *found, observed=scheduler is not None, most=lines))
 
 
 def _declare(file: str, params: Sequence[str], outputs: Sequence[str]) -> tuple[Pipeline, dict[str, Dataset]]:
@@ -265,11 +334,13 @@ def execute(arguments: Sequence[str]) -> int:
         arguments: what follows the program's name.
 
     Returns:
-        0 it worked, 1 a run failed, 2 wrong usage or input, 130 interrupted.
+        0 it worked, 1 a run failed or a check found something, 2 wrong usage or input, 130 interrupted.
     """
     state = _State()
     try:
-        return cli.main(list(arguments), prog_name="headwater", standalone_mode=False, obj=state) or OK
+        # not cli.main(...), which exits with 1 where whoever reads our output has gone
+        with cli.make_context("headwater", list(arguments), obj=state) as context:
+            return cli.invoke(context) or OK
     except click.exceptions.Exit as exit:
         return exit.exit_code
     except click.ClickException as error:
@@ -312,8 +383,13 @@ def _broken_pipe() -> int:
     return OK
 
 
+def _terminated(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     """The ``headwater`` command."""
+    signal.signal(signal.SIGTERM, _terminated)  # so that it cleans up, as after Ctrl-C
     sys.exit(execute(sys.argv[1:]))
 
 

@@ -149,6 +149,9 @@ def with_sort_columns(source: Node, keys: Sequence[str | Expr]) -> tuple[Node, t
     names: list[str] = []
     added: dict[str, Expr] = {}
     for key in keys:
+        if not isinstance(key, str | Expr):
+            hint = " Unpack a list with *." if isinstance(key, list | tuple) else ""
+            raise TypeMismatchError(f"sort({key!r}) takes column names and expressions.{hint}")
         expr = col(key) if isinstance(key, str) else _bare(key)
         if isinstance(expr, Column):
             names.append(expr.name)
@@ -210,6 +213,16 @@ def _common_integer(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     return max(
         signed, {8: pa.int16(), 16: pa.int32(), 32: pa.int64()}[unsigned.bit_width], key=lambda t: t.bit_width
     )
+
+
+def row_identity(node: Node) -> str:
+    """Name the rows of a dataset, whatever columns they have: the lineage key below all projections.
+
+    A sample draws by it, so that computing a column first doesn't change which rows are drawn.
+    """
+    while isinstance(node, Project):
+        node = node.input
+    return node.key
 
 
 def takes_fill(type: pa.DataType, value: Any) -> bool:

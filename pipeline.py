@@ -1,4 +1,4 @@
-"""Dataset: the lazy, immutable handle a pipeline is declared with; GroupedDataset is its group_by.
+"""Dataset: the lazy, immutable handle a pipeline is declared with.
 
 A handle holds a logical node and nothing else. Every method checks its arguments against the schema
 and returns a new handle; `compute`, `to_pandas`, `iter_batches` and their like run the plan on a session.
@@ -7,32 +7,42 @@ and returns a new handle; `compute`, `to_pandas`, `iter_batches` and their like 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from .desugaring import aggregate_node, named_expressions, takes_fill, widen_keys, with_sort_columns
-from .errors import ParameterError, TypeMismatchError, column_not_found
+from .arguments import column_names, flags, known_options, no_attribute, share, whole
+from .datasets import ArrowSink, CsvSink, JsonSink, ParquetSink
+from .datasets.file_sink import FileSink
+from .desugaring import (
+    aggregate_node,
+    named_expressions,
+    row_identity,
+    takes_fill,
+    widen_keys,
+    with_sort_columns,
+)
+from .errors import ParameterError, TypeMismatchError
+from .grouped import GroupedDataset
 from .lineage.graph import Dependency
 from .ops.distinct import Distinct
-from .ops.expressions import Expr, col, hash_unit, lit
+from .ops.expressions import Expr, col, count, hash_unit, lit
 from .ops.filter import Filter
 from .ops.join import Join
 from .ops.limit import Limit
-from .ops.map_batches import MapBatches, check_picklable, infer_output
-from .ops.node import Node, plan_text
+from .ops.map_batches import MapBatches, check_picklable, declared_output, infer_output
+from .ops.morsels import rechunk
+from .ops.node import Node, listed, plan_text
 from .ops.prep import Chain
 from .ops.project import Project
 from .ops.repartition import Repartition
 from .ops.sample import Sample
-from .ops.schema import canonical_schema
-from .ops.sink import Sink
 from .ops.sort import Sort, SortKey
 from .ops.union import Union
 from .ops.write import Write
 from .preparation import FittedPrep
-from .session import Session, current_session, first_rows
+from .session import Session, explain, first_rows, session_or_current
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,8 +83,19 @@ class Dataset:
         return list(self.schema.names)
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{field.name}: {field.type}" for field in self.schema)
+        fields = listed([f"{field.name}: {field.type}" for field in self.schema])
         return f"Dataset[{fields}]\n{plan_text(self.node)}"
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(Dataset, name, () if name[0] == "_" or name == "node" else self.columns)
+
+    def __getitem__(self, key: Any) -> Any:
+        raise TypeMismatchError(
+            f"a Dataset can't be indexed by {key!r}. Write col('name') for a column in an expression, "
+            "select(...) for columns, filter(...) for rows and head(n) for the first of them."
+        )
+
+    __iter__ = None  # so that Python doesn't try __getitem__ with 0, 1, …
 
     def _then(self, node: type[Node], *arguments: Any, **options: Any) -> Dataset:
         return Dataset(node(self._readable(), *arguments, **options))  # type: ignore[call-arg]
@@ -147,8 +168,11 @@ class Dataset:
             ColumnNotFoundError: an old name that isn't there.
             ParameterError: two columns would share a name.
         """
+        if names is not None and not isinstance(names, Mapping):
+            raise TypeMismatchError(f"rename({names!r}) takes old and new names, as rename(fare='price').")
         mapping = {**(names or {}), **named}
-        self._require(mapping, "rename")
+        column_names(mapping, "rename", self.columns)
+        column_names(mapping.values(), "rename")
         return self._then(Project, tuple((mapping.get(name, name), col(name)) for name in self.columns))
 
     def drop(self, *columns: str) -> Dataset:
@@ -160,7 +184,7 @@ class Dataset:
         Raises:
             ColumnNotFoundError: a name that isn't there.
         """
-        self._require(columns, "drop")
+        column_names(columns, "drop", self.columns)
         return self._then(Project, tuple((name, col(name)) for name in self.columns if name not in columns))
 
     def filter(self, *predicates: Expr) -> Dataset:
@@ -197,8 +221,7 @@ class Dataset:
         Args:
             columns: where to look; all columns if none is given.
         """
-        self._require(columns, "drop_nulls")
-        names = columns or tuple(self.columns)
+        names = column_names(columns, "drop_nulls", self.columns) or self.columns
         return self.filter(*(col(name).is_not_null() for name in names))
 
     def fill_null(self, value: Any) -> Dataset:
@@ -214,7 +237,7 @@ class Dataset:
             ParameterError: no column can take the value.
         """
         if isinstance(value, Mapping):
-            self._require(value, "fill_null")
+            column_names(value, "fill_null", self.columns)
             return self.with_columns(**{name: col(name).fill_null(v) for name, v in value.items()})
         fits = {f.name: col(f.name).fill_null(value) for f in self.schema if takes_fill(f.type, value)}
         if not fits:
@@ -226,7 +249,7 @@ class Dataset:
 
     def limit(self, count: int) -> Dataset:
         """Keep the first ``count`` rows, in the dataset's order."""
-        return self._then(Limit, count)
+        return self._then(Limit, whole(count, "limit", "count", 0))
 
     def union(self, *others: Dataset) -> Dataset:
         """Append the rows of other datasets with the same columns and types; duplicates stay.
@@ -234,9 +257,8 @@ class Dataset:
         Raises:
             SchemaMismatchError: names, types or the order of columns differ.
         """
-        for other in others:
-            if not isinstance(other, Dataset):
-                raise TypeMismatchError(f"union() takes datasets, not {type(other).__name__}.")
+        if wrong := [type(other).__name__ for other in others if not isinstance(other, Dataset)]:
+            raise TypeMismatchError(f"union() takes datasets, not {wrong[0]}. Unpack a list with *.")
         return Dataset(Union((self._readable(), *(other._readable() for other in others))))
 
     def distinct(self, *columns: str) -> Dataset:
@@ -245,17 +267,21 @@ class Dataset:
         Args:
             columns: what must differ; all columns if none is given.
         """
-        return self._then(Distinct, columns or None)
+        return self._then(Distinct, column_names(columns, "distinct", self.columns) or None)
 
     def sample(self, fraction: float, *, seed: int = 0) -> Dataset:
-        """Keep each row with a probability; the same rows on every run.
+        """Keep each row with a probability; the same rows on every run, whatever columns are added or dropped.
 
         Args:
             fraction: probability, 0 to 1.
             seed: another seed draws other rows.
+
+        Raises:
+            ParameterError: a fraction outside 0 to 1.
         """
         node = self._readable()
-        return Dataset(Sample(node, 0.0, float(fraction), seed, node.key))
+        drawn = share(fraction, "sample")
+        return Dataset(Sample(node, 0.0, drawn, whole(seed, "sample", "seed"), row_identity(node)))
 
     def split(
         self, *fractions: float, by: str | Sequence[str] | None = None, seed: int = 0
@@ -281,7 +307,9 @@ class Dataset:
             >>> train.count(session) + test.count(session)
             100
         """
-        if not fractions or min(fractions) < 0 or sum(fractions) > 1 + 1e-9:
+        fractions = tuple(share(fraction, "split") for fraction in fractions)
+        seed = whole(seed, "split", "seed")
+        if not fractions or sum(fractions) > 1 + 1e-9:
             raise ParameterError(
                 f"split{fractions}: give fractions of at least 0 that sum to at most 1, as split(0.8, 0.2)."
             )
@@ -293,9 +321,9 @@ class Dataset:
         ranges = list(zip(bounds, bounds[1:]))
         node = self._readable()
         if by is None:
-            return tuple(Dataset(Sample(node, low, high, seed, node.key)) for low, high in ranges)
-        names = (by,) if isinstance(by, str) else tuple(by)
-        self._require(names, "split")
+            rows = row_identity(node)
+            return tuple(Dataset(Sample(node, low, high, seed, rows)) for low, high in ranges)
+        names = column_names(by, "split", self.columns)
         draw = hash_unit(*(col(name) for name in names), seed=seed)
         return tuple(self.filter((draw >= lit(low)) & (draw < lit(high))) for low, high in ranges)
 
@@ -303,7 +331,7 @@ class Dataset:
         self,
         function: Callable[[Any], Any],
         *,
-        schema: pa.Schema | Mapping[str, pa.DataType] | None = None,
+        schema: pa.Schema | Mapping[str, Any] | None = None,
         format: Literal["numpy", "arrow"] = "numpy",
         batch_rows: int | None = None,
         same_length: bool = False,
@@ -314,7 +342,8 @@ class Dataset:
         Args:
             function: takes a dict of column name to array (NumPy; CuPy on a GPU worker), each of shape
                 (rows,), or an Arrow table, and returns the same kind. It must not keep state between calls.
-            schema: output schema; None runs the function once, now, on an empty batch to learn it.
+            schema: output schema, or a dict of column name to type, as ``{"total": "float64"}``; None runs
+                the function once, now, on an empty batch to learn it.
             format: "numpy" or "arrow".
             batch_rows: most rows in a batch; None takes about a hundred thousand.
             same_length: require as many rows out as in.
@@ -339,10 +368,9 @@ class Dataset:
         if schema is None:
             output = infer_output(function, self.schema, format, same_length)
         else:
-            output = canonical_schema(
-                schema if isinstance(schema, pa.Schema) else pa.schema(list(schema.items()))
-            )
-        return self._then(MapBatches, function, output, format, batch_rows, same_length, deterministic)
+            output = declared_output(schema)
+        rows = None if batch_rows is None else whole(batch_rows, "map_batches", "batch_rows", 1)
+        return self._then(MapBatches, function, output, format, rows, same_length, deterministic)
 
     # -- rows together -----------------------------------------------------------------------------
 
@@ -412,12 +440,10 @@ class Dataset:
         """
         if not isinstance(other, Dataset):
             raise TypeMismatchError(f"join() takes a dataset, not {type(other).__name__}.")
-        if (on is None) == (left_on is None and right_on is None):
+        if (on is None) == (left_on is None and right_on is None) or (left_on is None) != (right_on is None):
             raise ParameterError("join() takes either on=..., or both left_on=... and right_on=....")
-        if on is None and (left_on is None or right_on is None):
-            raise ParameterError("join(): left_on and right_on go together.")
-        left_keys = _names(left_on if on is None else on)
-        right_keys = _names(right_on if on is None else on)
+        left_keys = column_names(left_on if on is None else on, "join")
+        right_keys = column_names(right_on if on is None else on, "join")
         left, right = widen_keys(self._readable(), other._readable(), left_keys, right_keys)
         return Dataset(Join(left, right, left_keys, right_keys, how, suffix, strategy))
 
@@ -437,8 +463,8 @@ class Dataset:
         if not keys:
             raise ParameterError("sort() needs a key, as sort('fare', descending=True).")
         node, names = with_sort_columns(self._readable(), keys)
-        down = _each(descending, len(names), "descending")
-        first = _each(nulls_first, len(names), "nulls_first")
+        down = flags(descending, len(names), "descending")
+        first = flags(nulls_first, len(names), "nulls_first")
         ordered = Sort(node, tuple(SortKey(*key) for key in zip(names, down, first)))
         if node is self.node:
             return Dataset(ordered)
@@ -458,9 +484,10 @@ class Dataset:
             by: columns that decide; None spreads evenly, row by row (a count of 1 keeps the order).
             kind: "hash" brings equal values together, "range" puts lower values in lower partitions.
         """
+        count = None if count is None else whole(count, "repartition", "count", 1)
         if by is None:
             return self._then(Repartition, "count", count)
-        names = _names(by)
+        names = column_names(by, "repartition", self.columns)
         if kind == "range":
             return self._then(Repartition, "range", count, (), tuple(SortKey(name) for name in names))
         if kind != "hash":
@@ -485,36 +512,29 @@ class Dataset:
         Raises:
             SinkExistsError: the destination holds data.
         """
-        from .datasets import ParquetSink
-
-        return self._write(ParquetSink(path, partition_by=_names(partition_by), **options))
+        names = column_names(partition_by, "write_parquet", self.columns)
+        return self._write(ParquetSink, path, {"partition_by": names, **options})
 
     def write_csv(self, path: str, **options: Any) -> Dataset:
         """Write CSV files with a header: a folder, or one file where ``path`` ends in ``.csv``."""
-        from .datasets import CsvSink
-
-        return self._write(CsvSink(path, **options))
+        return self._write(CsvSink, path, options)
 
     def write_json(self, path: str, **options: Any) -> Dataset:
         """Write JSON lines: a folder, or one file where ``path`` ends in ``.json`` or ``.jsonl``."""
-        from .datasets import JsonSink
-
-        return self._write(JsonSink(path, **options))
+        return self._write(JsonSink, path, options)
 
     def write_arrow(self, path: str, **options: Any) -> Dataset:
         """Write Arrow IPC files: a folder, or one file where ``path`` ends in ``.arrow``."""
-        from .datasets import ArrowSink
+        return self._write(ArrowSink, path, options)
 
-        return self._write(ArrowSink(path, **options))
-
-    def _write(self, sink: Sink) -> Dataset:
-        return self._then(Write, sink)
+    def _write(self, sink: type[FileSink], path: str, options: Mapping[str, Any]) -> Dataset:
+        return self._then(Write, sink(path, **known_options(sink, options, f"write_{sink.kind}")))
 
     # -- results -----------------------------------------------------------------------------------
 
     def run(self, session: Session | None = None) -> RunResult:
         """Run the plan and return its result handle, with rows, digest and report; fetch nothing yet."""
-        return (session or current_session()).run({"result": self.node})
+        return session_or_current(session).run({"result": self.node})
 
     def compute(self, session: Session | None = None) -> pa.Table:
         """Run the plan and fetch all rows.
@@ -547,24 +567,21 @@ class Dataset:
             batch_rows: exact number of rows in each batch but the last; None yields them as they come.
             session: as in `compute`.
         """
-        from .ops.morsels import rechunk
-
-        stream = (session or current_session()).stream(self.node)
-        for table in stream if batch_rows is None else rechunk(stream, batch_rows):
-            yield from table.combine_chunks().to_batches()
+        rows = None if batch_rows is None else whole(batch_rows, "iter_batches", "batch_rows", 1)
+        stream = session_or_current(session).stream(self.node)
+        tables = stream if rows is None else rechunk(stream, rows)
+        return (batch for table in tables for batch in table.combine_chunks().to_batches())
 
     def head(self, count: int = 5, session: Session | None = None) -> pa.Table:
         """Return the first rows as a table, computing only as many partitions as that takes."""
         if any(d is Dependency.WIDE for node in self.node.walk() for d in node.dependencies):
             return self.limit(count).compute(session)
-        wanted = Limit(self._readable(), count).count
-        with contextlib.closing((session or current_session()).stream(self.node)) as stream:
+        wanted = Limit(self._readable(), whole(count, "head", "count", 0)).count
+        with contextlib.closing(session_or_current(session).stream(self.node)) as stream:
             return first_rows(stream, self.schema, wanted)
 
     def count(self, session: Session | None = None) -> int:
         """Run the plan and return the number of rows."""
-        from .ops.expressions import count
-
         return self.agg(rows=count()).compute(session).column("rows")[0].as_py()
 
     def show(self, count: int = 10, session: Session | None = None) -> None:
@@ -575,54 +592,8 @@ class Dataset:
 
     def explain(self, session: Session | None = None) -> str:
         """Return the logical, optimized and physical plans with sizes, exchanges and rules, as text."""
-        from .session import explain
-
         return explain({"result": self.node}, session.options if session else None)
-
-    def _require(self, names: Iterable[str], where: str) -> None:
-        for name in names:
-            if name not in self.schema.names:
-                raise column_not_found(name, self.schema.names, where)
 
     def _fit(self, chain: Chain) -> FittedPrep:
         """Fit a preparation chain on these rows; what ``chain.fit(dataset)`` calls."""
         return FittedPrep(chain.fit_nodes(self._readable()))
-
-
-class GroupedDataset:
-    """Rows grouped by keys; `agg` gives one row for each group."""
-
-    def __init__(self, dataset: Dataset, keys: tuple[tuple[str, Expr], ...]):
-        self._dataset = dataset
-        self._keys = keys
-
-    def agg(self, *aggregations: Expr, **named: Expr) -> Dataset:
-        """Aggregate each group to one row.
-
-        Args:
-            aggregations: as ``col("x").sum()``; takes its column's name unless aliased.
-            named: the same by output name; arithmetic on aggregations is allowed.
-
-        Returns:
-            A dataset with the keys, then the aggregations. Order is defined but not sorted.
-
-        Raises:
-            TypeMismatchError: a column whose type has no such aggregation.
-        """
-        exprs = named_expressions(aggregations, named, "agg")
-        return Dataset(aggregate_node(self._dataset._readable(), self._keys, exprs))
-
-    def __repr__(self) -> str:
-        return f"GroupedDataset by {[name for name, _ in self._keys]} of {self._dataset!r}"
-
-
-def _names(names: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names or ())
-
-
-def _each(value: bool | Sequence[bool], count: int, option: str) -> tuple[bool, ...]:
-    if isinstance(value, bool):
-        return (value,) * count
-    if len(value) != count:
-        raise ParameterError(f"sort({option}={list(value)}): give one bool, or one for each of {count} keys.")
-    return tuple(value)

@@ -11,10 +11,11 @@ import fsspec
 import pyarrow as pa
 
 from .datasets import table_source
+from .errors import SourceNotFoundError, TypeMismatchError
 from .ops.node import Node
 from .ops.prep import FittedNodes, dump, load_text
 from .ops.scan import Scan
-from .session import Session, current_session
+from .session import Session, session_or_current
 
 if TYPE_CHECKING:
     from .pipeline import Dataset
@@ -43,11 +44,17 @@ class FittedPrep:
         Returns:
             A dataset with those columns changed.
         """
-        return type(dataset)(self._fitted.transform_node(dataset.node))
+        node = getattr(dataset, "node", None)
+        if not isinstance(node, Node):
+            raise TypeMismatchError(f"transform() takes a Dataset, not {type(dataset).__name__}.")
+        return type(dataset)(self._fitted.transform_node(node))
+
+    def __repr__(self) -> str:
+        return f"FittedPrep({' | '.join(map(str, self._fitted.steps))})"
 
     def states(self, session: Session | None = None) -> tuple[pa.Table, ...]:
         """Compute and return the state of each step: means, ranges, categories."""
-        session = session or current_session()
+        session = session_or_current(session)
         nodes = {f"state{i}": node for i, node in enumerate(self._fitted.states)}
         with session.run(nodes) as result:
             return tuple(result.table(name) for name in nodes)
@@ -75,10 +82,16 @@ def load(url: str) -> FittedPrep:
         url: a local path or any fsspec URL.
 
     Raises:
+        SourceNotFoundError: there is no such file.
         CorruptFileError: the file isn't one.
     """
-    with fsspec.open(url, "r", encoding="utf-8") as file:
-        steps, states = load_text(file.read())
+    try:
+        with fsspec.open(url, "r", encoding="utf-8") as file:
+            steps, states = load_text(file.read())
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(
+            f"there is no fitted preparation {url!r}; FittedPrep.save(...) writes one."
+        ) from error
     return FittedPrep(FittedNodes(steps, tuple(_scan(state) for state in states)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import functools
 import inspect
 import types
@@ -34,6 +35,10 @@ class Parameter:
         """Whether a value has to be given."""
         return self.default is inspect.Parameter.empty
 
+    def __str__(self) -> str:
+        text = f"{self.name}: {_type_name(self.annotation)}"
+        return text if self.required else f"{text} = {self.default!r}"
+
     def convert(self, value: Any) -> Any:
         """Convert a text to the parameter's type; other values pass through.
 
@@ -46,7 +51,7 @@ class Parameter:
             return _parse(value, self.annotation)
         except (ValueError, TypeError) as error:
             raise ParameterError(
-                f"parameter {self.name}={value!r}: {error}. It takes {_type_name(self.annotation)}."
+                f"parameter {self.name}={value!r}: {str(error).rstrip('.')}. It takes {_type_name(self.annotation)}."
             ) from None
 
 
@@ -60,14 +65,22 @@ class Pipeline:
     """
 
     def __init__(self, function: Callable[..., Any]):
+        if not callable(function):
+            raise TypeMismatchError(
+                f"@pipeline marks a function that returns datasets, not {type(function).__name__}."
+            )
         self.function = function
-        self.name = function.__name__
-        hints = typing.get_type_hints(function)
+        self.name = getattr(function, "__name__", type(function).__name__)
+        hints = _hints(function)
         self.parameters = {
             p.name: Parameter(p.name, hints.get(p.name, _type_of(p.default)), p.default)
             for p in inspect.signature(function).parameters.values()
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         }
         functools.update_wrapper(self, function)
+
+    def __repr__(self) -> str:
+        return f"Pipeline {self.name}({', '.join(map(str, self.parameters.values()))})"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -129,6 +142,15 @@ def pipeline(function: Callable[..., Any]) -> Pipeline:
     return Pipeline(function)
 
 
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except NameError as error:
+        raise ParameterError(
+            f"pipeline {function.__name__}: {error}, in a parameter's annotation. Define or import it first."
+        ) from error
+
+
 def _type_of(default: Any) -> Any:
     return str if default is inspect.Parameter.empty or default is None else type(default)
 
@@ -148,6 +170,8 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 def _parse(text: str, annotation: Any) -> Any:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        return annotation[_parse(text, typing.Literal[tuple(annotation.__members__)])]
     if origin is typing.Literal:
         for choice in args:
             if str(choice) == text:

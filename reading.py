@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from . import datasets
-from .errors import TypeMismatchError
+from .arguments import column_names, known_options
+from .errors import ParameterError, TypeMismatchError
 from .ops.scan import Scan
 from .ops.source import Source
 from .pipeline import Dataset
@@ -20,9 +21,19 @@ if TYPE_CHECKING:
 Paths = str | Sequence[str]
 
 
-def _scan(source: Source, columns: Sequence[str] | None = None) -> Dataset:
-    dataset = Dataset(Scan(source))
-    return dataset if columns is None else dataset.select(*columns)
+def _scan(source: Source) -> Dataset:
+    return Dataset(Scan(source))
+
+
+def _read(
+    source: Callable[..., Source],
+    function: str,
+    path: Paths,
+    options: Mapping[str, Any],
+    columns: Sequence[str] | None = None,
+) -> Dataset:
+    dataset = _scan(source(path, **known_options(source, options, function)))
+    return dataset if columns is None else dataset.select(*column_names(columns, function, dataset.columns))
 
 
 def read_parquet(path: Paths, *, columns: Sequence[str] | None = None, **options: Any) -> Dataset:
@@ -42,7 +53,7 @@ def read_parquet(path: Paths, *, columns: Sequence[str] | None = None, **options
         SchemaMismatchError: two files differ in columns or types.
         CorruptFileError: a file isn't Parquet, or is cut short.
     """
-    return _scan(datasets.parquet_source(path, **options), columns)
+    return _read(datasets.parquet_source, "read_parquet", path, options, columns)
 
 
 def read_csv(path: Paths, *, columns: Sequence[str] | None = None, **options: Any) -> Dataset:
@@ -61,7 +72,7 @@ def read_csv(path: Paths, *, columns: Sequence[str] | None = None, **options: An
         SourceNotFoundError, SchemaMismatchError: as in `read_parquet`.
         BadRecordError: at run time, a line that doesn't parse.
     """
-    return _scan(datasets.csv_source(path, **options), columns)
+    return _read(datasets.csv_source, "read_csv", path, options, columns)
 
 
 def read_json(path: Paths, *, columns: Sequence[str] | None = None, **options: Any) -> Dataset:
@@ -72,7 +83,7 @@ def read_json(path: Paths, *, columns: Sequence[str] | None = None, **options: A
         columns: only these, in this order.
         options: of `headwater.datasets.json_source`: ``schema``, ``on_bad_line`` and others.
     """
-    return _scan(datasets.json_source(path, **options), columns)
+    return _read(datasets.json_source, "read_json", path, options, columns)
 
 
 def read_arrow(path: Paths, *, columns: Sequence[str] | None = None, **options: Any) -> Dataset:
@@ -83,7 +94,7 @@ def read_arrow(path: Paths, *, columns: Sequence[str] | None = None, **options: 
         columns: only these, in this order.
         options: of `headwater.datasets.arrow_source`.
     """
-    return _scan(datasets.arrow_source(path, **options), columns)
+    return _read(datasets.arrow_source, "read_arrow", path, options, columns)
 
 
 def read_text(path: Paths, **options: Any) -> Dataset:
@@ -93,7 +104,7 @@ def read_text(path: Paths, **options: Any) -> Dataset:
         path: as in `read_parquet`.
         options: of `headwater.datasets.text_source`.
     """
-    return _scan(datasets.text_source(path, **options))
+    return _read(datasets.text_source, "read_text", path, options)
 
 
 def from_arrow(
@@ -111,7 +122,7 @@ def from_arrow(
         ['x']
     """
     if isinstance(data, Mapping):
-        data = pa.table(dict(data))
+        data = _table("from_arrow", data)
     elif isinstance(data, pa.RecordBatch):
         data = pa.Table.from_batches([data])
     if not isinstance(data, pa.Table):
@@ -129,7 +140,17 @@ def from_pandas(frame: pd.DataFrame, *, partitions: int | None = None) -> Datase
         frame: the rows. NaN, None and NA become null: in pandas they all mean that a value is missing.
         partitions: how many; None chooses by size.
     """
-    return from_arrow(pa.Table.from_pandas(frame, preserve_index=False), partitions=partitions)
+    if type(frame).__name__ != "DataFrame":
+        raise TypeMismatchError(
+            f"from_pandas() takes a DataFrame, not {type(frame).__name__}. Write from_arrow(...) for a dict or table."
+        )
+    try:
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+    except pa.ArrowException as error:
+        raise TypeMismatchError(
+            f"from_pandas(): {_said(error)}. Give each column values of one type."
+        ) from error
+    return from_arrow(table, partitions=partitions)
 
 
 def from_numpy(columns: Mapping[str, np.ndarray], *, partitions: int | None = None) -> Dataset:
@@ -145,10 +166,33 @@ def from_numpy(columns: Mapping[str, np.ndarray], *, partitions: int | None = No
         >>> hw.from_numpy({"x": np.zeros(3)}).schema.field("x").type
         DataType(double)
     """
-    return from_arrow({name: _array(name, values) for name, values in columns.items()}, partitions=partitions)
+    if not isinstance(columns, Mapping):
+        raise TypeMismatchError(
+            f"from_numpy() takes a dict of column name to array, not {type(columns).__name__}. Write {{'x': array}}."
+        )
+    arrays = {name: _array(name, values) for name, values in columns.items()}
+    return from_arrow(_table("from_numpy", arrays), partitions=partitions)
 
 
-def _array(name: str, values: Any) -> pa.Array:
+def _table(function: str, columns: Mapping[str, Any]) -> pa.Table:
+    arrays = {}
+    for name in column_names(columns, function):
+        try:
+            values = columns[name]
+            arrays[name] = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+        except (pa.ArrowException, TypeError) as error:
+            raise TypeMismatchError(f"{function}(): column {name!r}: {_said(error)}.") from error
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise ParameterError(f"{function}(): the columns have different lengths: {lengths}.")
+    return pa.table(arrays)
+
+
+def _said(error: Exception) -> str:
+    return ", ".join(map(str, error.args)).rstrip(".")
+
+
+def _array(name: str, values: Any) -> Any:
     values = np.asarray(values)
     if values.ndim == 2:
         return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
@@ -156,7 +200,7 @@ def _array(name: str, values: Any) -> pa.Array:
         raise TypeMismatchError(
             f"from_numpy(): column {name!r} has shape {values.shape}. Give arrays of shape (rows,) or (rows, width)."
         )
-    return pa.array(values)
+    return values
 
 
 def range(start: int, stop: int | None = None, step: int = 1, *, partitions: int | None = None) -> Dataset:

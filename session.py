@@ -11,12 +11,12 @@ from collections.abc import Generator, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from dask.utils import parse_bytes
 
-from .errors import ClusterError, HeadwaterError, ParameterError, did_you_mean
+from .arguments import whole
+from .errors import ClusterError, HeadwaterError, ParameterError, TypeMismatchError, did_you_mean
 from .lineage.journal import Journal
 from .ops.node import Node
 from .ops.write import WRITTEN
@@ -27,9 +27,10 @@ from .planner.physical import build_plan
 from .planner.plan import PhysicalPlan
 from .runtime.driver import Driver, RunOutcome
 from .runtime.executor import Executor
-from .runtime.inline import InlineExecutor
-from .runtime.progress import Observer, progress_display
 from .runtime.report import RunReport
+
+if TYPE_CHECKING:
+    from .runtime.progress import Observer
 
 #: bytes a task may hold before it spills, unless a memory limit says less; fixed, so that every
 #: machine cuts the same data the same way
@@ -75,7 +76,7 @@ class RunResult:
 
     def head(self, name: str, count: int = 10) -> pa.Table:
         """Fetch the first rows of an output."""
-        return first_rows(self.batches(name), self.schema(name), count)
+        return first_rows(self.batches(name), self.schema(name), whole(count, "head", "count", 0))
 
     def rows(self, name: str) -> int:
         """How many rows an output has."""
@@ -84,6 +85,10 @@ class RunResult:
     def digest(self, name: str) -> str:
         """The digest of an output's content: equal digests mean equal rows in equal order."""
         return self.report.outputs[self._known(name)].digest
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{name}: {figures.rows:,} rows" for name, figures in self.report.outputs.items())
+        return f"RunResult({rows})"
 
     def close(self) -> None:
         """Delete the blocks. Idempotent."""
@@ -147,6 +152,8 @@ class Session:
         journal: str | Path | bool | None = None,
         options: PlanOptions | None = None,
     ):
+        if options is not None and not isinstance(options, PlanOptions):
+            raise TypeMismatchError(f"Session(options={options!r}): write hw.PlanOptions(...).")
         self.options = options or PlanOptions()
         self.address = address
         self._workers = _positive(workers, "workers")
@@ -161,6 +168,10 @@ class Session:
         self._closed = False
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "running" if self._executor is not None else "not started"
+        return f"Session({self.address or 'local'!r}, {state})"
+
     # -- life --------------------------------------------------------------------------------------
 
     def start(self) -> Session:
@@ -170,6 +181,7 @@ class Session:
                 raise ClusterError("this session is closed. Open another Session().")
             if self._executor is None:
                 self._executor = self._open()
+                atexit.register(self._executor.close)  # a session that is never closed leaves no scratch
         return self
 
     def close(self) -> None:
@@ -178,6 +190,7 @@ class Session:
             self._closed = True
             executor, self._executor = self._executor, None
         if executor is not None:
+            atexit.unregister(executor.close)
             executor.close()
 
     def __enter__(self) -> Session:
@@ -193,6 +206,8 @@ class Session:
 
     def _open(self) -> Executor:
         if self.address == "inline":
+            from .runtime.inline import InlineExecutor
+
             return InlineExecutor(self._workers, scratch=self._scratch, quota_bytes=self._quota)
         from .runtime.cluster import open_executor
 
@@ -221,6 +236,8 @@ class Session:
             HeadwaterError: the run failed; nothing of it is left, and sinks hold nothing of it. The
                 error's ``report`` tells how far it came.
         """
+        from .runtime.progress import progress_display
+
         physical = plan(outputs, self.options)
         with progress_display(self._progress) as observer:
             driver = self._driver(physical, name, observer)
@@ -237,6 +254,8 @@ class Session:
             output: a dataset (or node).
             name: of the pipeline.
         """
+        from .runtime.progress import progress_display
+
         physical = plan({"result": output}, self.options)
         with (
             progress_display(self._progress) as observer,
@@ -337,14 +356,37 @@ def current_session() -> Session:
     with _DEFAULT_LOCK:
         if not _DEFAULT:
             _DEFAULT.append(Session())
-            atexit.register(_DEFAULT[0].close)
         return _DEFAULT[0]
 
 
+def session_or_current(session: Session | None) -> Session:
+    """Return the session a result was asked for with, or else the current one.
+
+    Raises:
+        TypeMismatchError: something else than a session.
+    """
+    if session is not None and not isinstance(session, Session):
+        raise TypeMismatchError(
+            f"a result is computed on a Session, not on {session!r} ({type(session).__name__}). "
+            "Write hw.Session('tcp://host:8786'), or hw.Session('inline')."
+        )
+    return session or current_session()
+
+
 def _nodes(outputs: Mapping[str, Any]) -> dict[str, Node]:
+    if not isinstance(outputs, Mapping):
+        raise TypeMismatchError(
+            f"outputs are a dict of name to dataset, not {type(outputs).__name__}. Write {{'result': ds}}."
+        )
     if not outputs:
         raise ParameterError("there is nothing to run: give at least one output.")
-    return {name: getattr(output, "node", output) for name, output in outputs.items()}
+    nodes = {name: getattr(output, "node", output) for name, output in outputs.items()}
+    for name, node in nodes.items():
+        if not isinstance(node, Node) or not isinstance(name, str):
+            raise TypeMismatchError(
+                f"the output {name!r} is {type(node).__name__}. Give a text and a Dataset."
+            )
+    return nodes
 
 
 def _positive(value: int, name: str) -> int:
@@ -354,7 +396,14 @@ def _positive(value: int, name: str) -> int:
 
 
 def _bytes(value: int | str | None, name: str) -> int | None:
+    if value is None:
+        return None
+    from dask.utils import parse_bytes
+
     try:
-        return None if value is None else int(parse_bytes(value))
-    except ValueError as error:
+        number = int(parse_bytes(value))
+    except (ValueError, TypeError, AttributeError) as error:
         raise ParameterError(f"Session({name}={value!r}): {error}. Give bytes, or text as '1 GB'.") from None
+    if number <= 0:
+        raise ParameterError(f"Session({name}={value!r}): give more than 0 bytes, as '1 GB'.")
+    return number

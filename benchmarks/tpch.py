@@ -1,7 +1,7 @@
 """TPC-H Q1, Q3 and Q6: Headwater beside Dask DataFrame and DuckDB, two threads each, interleaved.
 
-Every answer is checked against DuckDB's. Times move with whatever else the machine does; ratios of
-one interleaved run are what to read.
+Every answer is checked against DuckDB's. Seconds move with whatever else the machine does; CPU seconds,
+of all processes together, do so less, and ratios of one interleaved run are what to read.
 
     python benchmarks/tpch.py --scale 1 --repeats 3 --data .bench
 """
@@ -9,6 +9,7 @@ one interleaved run are what to read.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -21,6 +22,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pandas as pd
+import psutil
 import tpch_queries as queries
 
 import headwater as hw
@@ -55,6 +57,45 @@ def same_answer(got: pd.DataFrame, expected: pd.DataFrame) -> bool:
     return True
 
 
+def cpu_seconds() -> float:
+    """CPU time that this process and the ones it started have used."""
+    total = 0.0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
+    """Run a job: its answer, and the seconds and CPU seconds it took."""
+    start, used = time.perf_counter(), cpu_seconds()
+    answer = run()
+    seconds = time.perf_counter() - start
+    return answer, (seconds, cpu_seconds() - used)
+
+
+def medians(by_system: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """Median seconds and CPU seconds of each system."""
+    return {
+        name: tuple(statistics.median(column) for column in zip(*values))
+        for name, values in by_system.items()
+    }
+
+
+def row(job: str, by_system: dict[str, list[tuple[float, float]]]) -> str:
+    """One line: what each system took, and Headwater's ratio to the others, in seconds and in CPU seconds."""
+    found = medians(by_system)
+    cells = [f"{name} {seconds:.2f} s, {cpu:.2f} CPU s" for name, (seconds, cpu) in found.items()]
+    if ours := found.get("headwater"):
+        cells += [
+            f"headwater/{name} {ours[0] / seconds:.2f}, CPU {ours[1] / max(cpu, 0.01):.2f}"
+            for name, (seconds, cpu) in found.items()
+            if name != "headwater"
+        ]
+    return f"  {job:8}" + "   ".join(cells)
+
+
 def measure(folder: Path, repeats: int, systems: list[str]) -> dict[str, Any]:
     """Run all systems in turn, ``repeats`` times after one warm-up, and check every answer."""
     connection = duckdb.connect()
@@ -78,16 +119,17 @@ def measure(folder: Path, repeats: int, systems: list[str]) -> dict[str, Any]:
         client = Client(cluster, set_as_default=True)
         closers += [client.close, cluster.close]
         runners["dask"] = {q: lambda f=f: f(folder) for q, f in queries.DASK.items()}
-    times: dict[str, dict[str, list[float]]] = {q: {name: [] for name in runners} for q in queries.SQL}
+    times: dict[str, dict[str, list[tuple[float, float]]]] = {
+        q: {name: [] for name in runners} for q in queries.SQL
+    }
     wrong: list[str] = []
     for turn in range(repeats + 1):
         for q in queries.SQL:
             expected = runners["duckdb"][q]()
             for name, run in runners.items():
-                start = time.perf_counter()
-                answer = run[q]()
+                answer, took = timed(run[q])
                 if turn:
-                    times[q][name].append(time.perf_counter() - start)
+                    times[q][name].append(took)
                 if not same_answer(answer, expected):
                     wrong.append(f"{name} {q}")
     for close in closers:
@@ -113,15 +155,7 @@ def main() -> None:
         f"TPC-H scale {options.scale:g}, median of {options.repeats} after a warm-up, load {result['load']:.1f}"
     )
     for q, by_system in result["times"].items():
-        medians = {name: statistics.median(values) for name, values in by_system.items()}
-        cells = [f"{name} {seconds:6.2f} s" for name, seconds in medians.items()]
-        if "headwater" in medians:
-            cells += [
-                f"headwater/{name} {medians['headwater'] / seconds:5.2f}"
-                for name, seconds in medians.items()
-                if name != "headwater"
-            ]
-        print(f"  {q}: " + "   ".join(cells))
+        print(row(q, by_system))
     print("answers: " + ("all equal DuckDB's" if not result["wrong"] else f"WRONG: {result['wrong']}"))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2))

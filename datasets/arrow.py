@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +13,7 @@ from ..errors import CorruptFileError
 from ..ops.expressions.expr import Expr
 from ..ops.morsels import slices
 from ..ops.schema import canonical_schema
-from ..ops.source import Split
-from .file_source import FileSource, check_same_schema, rows_only
+from .file_source import FileSource, Part, check_same_schema, rows_only
 from .files import DataFile, FileSet, Paths, find_files
 from .sizes import check_positive, cut_evenly, pack, type_bytes
 
@@ -58,24 +56,19 @@ class ArrowSource(FileSource):
     kind = "arrow"
 
     def __init__(self, files: FileSet, layouts: Sequence[Layout], partition_bytes: int):
-        super().__init__(files, canonical_schema(layouts[0].schema), {"partition_bytes": partition_bytes})
-        self.partition_bytes = partition_bytes
+        super().__init__(files, canonical_schema(layouts[0].schema), {}, partition_bytes)
         known = dict(zip(layouts[0].schema.names, layouts[0].widths))
         self.widths = {field.name: known.get(field.name, type_bytes(field.type)) for field in self.schema}
         self._layouts: Sequence[Layout] | None = layouts
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_layouts": None}
-        state.pop("_all_splits", None)
-        return state
+        return {**super().__getstate__(), "_layouts": None}
 
-    @cached_property
-    def _all_splits(self) -> tuple[Split, ...]:
+    def parts(self) -> Iterator[Part]:
         layouts = self._layouts or self.files.map(lambda f: read_layout(self.files, f), self.files.files)
-        splits: list[Split] = []
         for file, layout in zip(self.files.files, layouts):
             if layout.rows is None:
-                splits.append(Split(len(splits), None, file.size, detail=Batches(file, None)))
+                yield Part(file, Batches(file, None), None, file.size, file.size)
                 continue
             width = max(1.0, sum(layout.widths))
             pieces = list(_pieces(layout.rows, max(1, int(self.partition_bytes / width))))
@@ -83,16 +76,13 @@ class ArrowSource(FileSource):
             for start, stop in pack(sizes, self.partition_bytes):
                 chosen = tuple(pieces[start:stop])
                 rows = sum(piece.stop - piece.start for piece in chosen)
-                splits.append(Split(len(splits), rows, sum(sizes[start:stop]), detail=Batches(file, chosen)))
-        return tuple(splits)
+                size = sum(sizes[start:stop])
+                yield Part(file, Batches(file, chosen), rows, size, size)
 
-    def splits(self) -> Sequence[Split]:
-        return self._all_splits
-
-    def read_file(
-        self, split: Split, columns: list[str], predicate: Expr | None, limit: int | None
+    def read_part(
+        self, part: Part, columns: list[str], predicate: Expr | None, limit: int | None
     ) -> Iterator[pa.Table]:
-        detail: Batches = split.detail
+        detail: Batches = part.where
         try:
             with self.files.open_arrow(detail.file, mapped=True) as handle:
                 for batch in _read(handle, detail.slices, columns):

@@ -14,13 +14,14 @@ from ..errors import BadRecordError, SchemaMismatchError, TypeMismatchError
 from ..ops.expressions.types import type_name
 from ..ops.schema import canonical_table
 from .bad_lines import Salvage, check_policy
-from .csv_dialect import NULL_VALUES, Dialect, check_dialect, parse_csv, read_header
+from .csv_dialect import NULL_VALUES, Dialect, check_dialect, cuts_values, parse_csv, read_header
 from .file_source import rows_only
 from .files import DataFile, Paths, find_files
 from .line_source import LineSource, Sample, SchemaArgument, declared_types
 from .lines import PARTITION_BYTES, SAMPLE_BYTES, LineRange, LineReader
 from .sizes import check_positive
 
+_LINE_END = "a line end in quotes"
 _CONVERSION = re.compile(
     r"CSV column #(\d+):.*?CSV conversion error to (.+?): (?:invalid value '(.*)'|(.*))", re.S
 )
@@ -71,6 +72,8 @@ class CsvSource(LineSource):
         def parse(offset: int, block: bytes) -> pa.Table:
             invalid: list[pcsv.InvalidRow] = []
             table = parse_csv(block, self.dialect, names, types, include, invalid)
+            if cuts_values(block, table.num_rows + len(invalid), self.dialect, names):
+                raise pa.ArrowInvalid(_LINE_END)
             after = 0
             for row in invalid:
                 text = row.text.encode()
@@ -96,7 +99,7 @@ def csv_source(
     null_values: Sequence[str] | str = NULL_VALUES,
     quoted_nulls: bool = False,
     on_bad_line: str = "error",
-    newlines_in_values: bool = False,
+    newlines_in_values: bool | None = None,
     skip_rows: int = 0,
     encoding: str = "utf-8",
     sample_bytes: int = SAMPLE_BYTES,
@@ -118,12 +121,14 @@ def csv_source(
         quoted_nulls: whether they mean null in quotes too.
         on_bad_line: "error", or "skip" to leave out lines with the wrong number of values, or with one
             that doesn't fit its column's type.
-        newlines_in_values: whether values in quotes may hold line ends. Then files aren't cut.
+        newlines_in_values: whether values in quotes may hold line ends. Then files aren't cut. None looks at
+            the start of the first file; such a value found later is a bad line.
         skip_rows: lines before the header, or before the data, to leave out.
         encoding: of the text. Only UTF-8 files are cut.
         sample_bytes: how much of the first file types are inferred from: int64, float64, bool, date32,
             timestamp[us], time32[s], else string.
-        partition_bytes: a file is cut into ranges of at most this many bytes, at line ends.
+        partition_bytes: a file is cut into ranges of at most this many bytes, at line ends. Small files
+            are read together, up to a quarter of it.
         storage_options: for the fsspec file system.
         hive: whether ``key=value`` folders are columns.
 
@@ -150,14 +155,17 @@ def csv_source(
     named = header if isinstance(header, bool) else tuple(header)
     if named is False and isinstance(schema, pa.Schema):
         named = tuple(schema.names)
-    dialect = Dialect(delimiter, quote, named, skip_rows, nulls, quoted_nulls, newlines_in_values)
+    dialect = Dialect(delimiter, quote, named, skip_rows, nulls, quoted_nulls, bool(newlines_in_values))
     check_dialect(dialect)
     files = find_files(path, storage_options, hive)
     reader = LineReader(files, encoding, quote if newlines_in_values else None)
     starts = files.map(lambda file: read_header(reader, file, dialect), files.files)
     names = _same_names(files.files, starts)
     types = declared_types("csv_source", schema, names)
-    sample, inferred = _sample(reader, dialect, starts, types, sample_bytes)
+    sample, inferred, cut = _sample(reader, dialect, starts, types, sample_bytes)
+    if cut and newlines_in_values is None:
+        dialect, reader = replace(dialect, newlines_in_values=True), replace(reader, quote=quote)
+        sample, inferred, _ = _sample(reader, dialect, starts, types, sample_bytes)
     return CsvSource(reader, dialect, starts, inferred, sample, on_bad_line, partition_bytes)
 
 
@@ -183,8 +191,13 @@ def _sample(
     starts: Sequence[tuple[int, tuple[str, ...]]],
     types: Mapping[str, pa.DataType],
     sample_bytes: int,
-) -> tuple[Sample, dict[str, pa.DataType]]:
-    """Parse the start of the first file with rows; return it and the type of each column."""
+) -> tuple[Sample, dict[str, pa.DataType], bool]:
+    """Parse the start of the first file with rows.
+
+    Returns:
+        The sample, the type of each column, and whether values hold line ends though they shouldn't.
+    """
+    cut = False
     names = next(names for _, names in starts if names)
     table, size = pa.table({name: pa.nulls(0) for name in names}), 1
     for file, (start, own) in zip(reader.files.files, starts):
@@ -194,7 +207,9 @@ def _sample(
         try:
             # Declared columns are read as text here: reading reports what doesn't fit, with its line.
             as_text = dict.fromkeys(types, pa.string())
-            table = parse_csv(lines, dialect, own, as_text, own, []).select(names)
+            invalid: list[pcsv.InvalidRow] = []
+            table = parse_csv(lines, dialect, own, as_text, own, invalid).select(names)
+            cut = cuts_values(lines, table.num_rows + len(invalid), dialect, own)
         except pa.ArrowInvalid as error:
             raise BadRecordError(
                 f"{file.path}: {error}. Check delimiter={dialect.delimiter!r} and quote=."
@@ -208,7 +223,7 @@ def _sample(
     known = pa.schema(
         [(name, found[name] if name not in types else table.schema.field(name).type) for name in names]
     )
-    return Sample(canonical_table(table, known), size), found
+    return Sample(canonical_table(table, known), size), found, cut
 
 
 def _settled(column: pa.ChunkedArray) -> pa.DataType:
@@ -262,6 +277,11 @@ def _wrong_width(row: pcsv.InvalidRow, dialect: Dialect) -> str:
 
 
 def _explain(error: pa.ArrowInvalid, names: Sequence[str], schema: pa.Schema) -> str:
+    if str(error) == _LINE_END:
+        return (
+            "a value in quotes holds a line end, or its quote isn't closed. If such values are meant, pass "
+            "newlines_in_values=True; to leave out such lines, pass on_bad_line='skip'."
+        )
     match = _CONVERSION.search(str(error))
     if match is None:
         return f"{error}. To leave out such lines, pass on_bad_line='skip'."

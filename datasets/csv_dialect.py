@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pcsv
 
-from ..errors import ParameterError, SchemaMismatchError
+from ..errors import BadRecordError, ParameterError, SchemaMismatchError
 from .files import DataFile
 from .lines import LineReader
 
@@ -58,7 +58,15 @@ def read_header(reader: LineReader, file: DataFile, dialect: Dialect) -> tuple[i
     size = _HEAD_BYTES
     while True:
         offset, head = reader.head(file, size=size)
-        found = _split_header(head, dialect)
+        try:
+            found = _split_header(head, dialect)
+        except UnicodeDecodeError as error:
+            raise BadRecordError(
+                f"{file.path}: the header isn't UTF-8 ({error.reason}). Pass encoding=, as 'latin-1' or "
+                "'utf-16', or leave the file out if it isn't CSV."
+            ) from error
+        except csv.Error as error:
+            raise BadRecordError(f"{file.path}: the header can't be read: {_reason(error)}.") from error
         if found is not None or len(head) < size // 2:
             break
         size *= 4
@@ -104,6 +112,29 @@ def parse_csv(
     )
 
 
+def cuts_values(block: bytes, rows: int, dialect: Dialect, names: Sequence[str]) -> bool:
+    """Whether values in quotes hold line ends, though files are read as if none did.
+
+    Args:
+        block: whole lines.
+        rows: how many rows they were parsed into, those of the wrong width too.
+        dialect: how the file is written.
+        names: of its columns.
+    """
+    if dialect.newlines_in_values or dialect.quote is None:
+        return False
+    if rows < block.count(b"\n") and rows < sum(1 for line in block.split(b"\n") if line.strip(b"\r")):
+        return True
+    last = block[block.rstrip(b"\r\n").rfind(b"\n") + 1 :].rstrip(b"\r\n") + b"\n"
+    if last.count(dialect.quote.encode()) % 2 == 0:
+        return False
+    # A quote that isn't closed swallows the next line; one inside a value doesn't.
+    invalid: list[pcsv.InvalidRow] = []
+    first = names[0]
+    table = parse_csv(last + last, dialect, names, {first: pa.binary()}, [first], invalid)
+    return table.num_rows + len(invalid) < 2
+
+
 def _split_header(head: bytes, dialect: Dialect) -> tuple[int, list[str]] | None:
     """Return the bytes before the first row and the first line's values; None if there is no line."""
     start = 0
@@ -111,7 +142,7 @@ def _split_header(head: bytes, dialect: Dialect) -> tuple[int, list[str]] | None
         start = head.find(b"\n", start) + 1
         if not start:
             return None
-    text = io.StringIO(head[start:].decode("utf-8", "replace"), newline="\n")
+    text = _lines(head[start:])
     quoting = csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE
     quote = dialect.quote or '"'
     rows = csv.reader(text, delimiter=dialect.delimiter, quotechar=quote, quoting=quoting)  # type: ignore[arg-type]
@@ -123,6 +154,17 @@ def _split_header(head: bytes, dialect: Dialect) -> tuple[int, list[str]] | None
     for _ in range(rows.line_num):
         start = head.find(b"\n", start) + 1 or len(head)
     return start, values
+
+
+def _lines(text: bytes) -> Iterator[str]:
+    """Lines with their ends, decoded only when they are asked for."""
+    return (line.decode() for line in io.BytesIO(text))
+
+
+def _reason(error: csv.Error) -> str:
+    if "new-line character" in str(error):
+        return "lines end with \\r alone, as on old Macs; write the file again with \\n or \\r\\n"
+    return str(error)
 
 
 def check_dialect(dialect: Dialect) -> None:

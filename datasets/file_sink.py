@@ -147,6 +147,12 @@ class FileSink(Sink):
     def abort(self, run: str) -> None:
         abort(self.destination, run)
 
+    def overlaps(self, other: Sink) -> bool:
+        if not isinstance(other, FileSink) or self.destination.fs != other.destination.fs:
+            return False
+        mine, others = (f"{sink.destination.path.rstrip('/')}/" for sink in (self, other))
+        return mine.startswith(others) or others.startswith(mine)
+
     def describe(self) -> str:
         by = f" by {', '.join(self.partition_by)}" if self.partition_by else ""
         return f"{self.kind} {self.destination}{by}"

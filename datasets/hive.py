@@ -17,7 +17,7 @@ NULL = "__HIVE_DEFAULT_PARTITION__"
 
 Pairs = tuple[tuple[str, str], ...]
 
-_INTEGER = re.compile(r"-?\d{1,18}")
+_INTEGER = re.compile(r"-?\d{1,19}")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -92,7 +92,7 @@ def hive_folder(key: str, value: str | None) -> str:
 
 
 def _type(texts: set[str]) -> pa.DataType:
-    if texts and all(_INTEGER.fullmatch(text) for text in texts):
+    if texts and all(_INTEGER.fullmatch(text) and -(2**63) <= int(text) < 2**63 for text in texts):
         return pa.int64()
     if texts and all(_DATE.fullmatch(text) and _is_date(text) for text in texts):
         return pa.date32()

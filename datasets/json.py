@@ -9,7 +9,7 @@ from contextlib import suppress
 import pyarrow as pa
 import pyarrow.json as pjson
 
-from ..errors import SchemaMismatchError, TypeMismatchError
+from ..errors import BadRecordError, SchemaMismatchError, TypeMismatchError
 from ..ops.schema import canonical_table
 from .bad_lines import Salvage, check_policy
 from .file_source import rows_only
@@ -77,7 +77,8 @@ def json_source(
             or have a field that the schema lacks.
         encoding: of the text. Only UTF-8 files are cut.
         sample_bytes: how much of the first file types are inferred from.
-        partition_bytes: a file is cut into ranges of at most this many bytes, at line ends.
+        partition_bytes: a file is cut into ranges of at most this many bytes, at line ends. Small files
+            are read together, up to a quarter of it.
         storage_options: for the fsspec file system.
         hive: whether ``key=value`` folders are columns.
 
@@ -148,7 +149,13 @@ def _sample(
         salvage = Salvage(reader, part, lambda _, block: parse_json(block, declared, "infer"), skip, _explain)
         tables = [table for table in salvage.tables() if table.num_rows]
         if tables:
-            table = pa.concat_tables(tables, promote_options="permissive")
+            try:
+                table = pa.concat_tables(tables, promote_options="permissive")
+            except pa.ArrowException as error:
+                raise BadRecordError(
+                    f"{file.path}: lines differ in type: {error}. Pass schema={{column: type}}, and "
+                    "on_bad_line='skip' to leave out lines that don't fit it."
+                ) from error
             inferred = {name: _settled(table.schema.field(name).type) for name in _in_order(lines, table)}
             found = pa.schema(list({**inferred, **types}.items()))
             return Sample(_cast(table, found), len(lines)), found

@@ -14,7 +14,7 @@ from ..ops.morsels import contiguous
 #: rows are rendered in pieces of this many bytes, so that 32-bit offsets hold the text
 _PIECE_BYTES = 128 << 20
 
-_ESCAPES = {"\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_ESCAPES = {"\\": "\\\\", '"': '\\"', "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def json_lines(table: pa.Table) -> list[pa.Buffer]:
@@ -40,7 +40,7 @@ def json_lines(table: pa.Table) -> list[pa.Buffer]:
     if not table.num_rows:
         return []
     arrays = [contiguous(column) for column in table.columns]
-    return [_data(_object(table.column_names, arrays, end="}\n"))]
+    return [text_bytes(_object(table.column_names, arrays, end="}\n"))]
 
 
 def is_json_type(type: pa.DataType) -> bool:
@@ -67,7 +67,7 @@ def _object(names: Sequence[str], arrays: Sequence[pa.Array], end: str = "}") ->
     pieces: list[pa.Array | pa.Scalar] = []
     for name, array in zip(names, arrays):
         pieces += [("," if pieces else "{") + dumps(name, ensure_ascii=False) + ":", _text(array)]
-    return _joined(*(pieces or ["{"]), end)
+    return joined(*(pieces or ["{"]), end)
 
 
 def _text(array: pa.Array) -> pa.Array:
@@ -99,29 +99,28 @@ def _float_text(array: pa.Array) -> pa.Array:
     if pa.types.is_float16(array.type):
         array = array.cast(pa.float32())
     text = pc.if_else(pc.is_finite(array), array.cast(pa.string()), pa.scalar(None, pa.string()))
-    # A float stays one when it is read again.
-    return pc.if_else(pc.match_substring_regex(text, r"^-?\d+$"), _joined(text, ".0"), text)
+    return joined(text, fraction(text))
 
 
 def _time_text(array: pa.Array) -> pa.Array:
     text = array.cast(pa.string())
     if pa.types.is_timestamp(array.type):
         text = pc.replace_substring(text, " ", "T", max_replacements=1)
-    return _joined('"', text, '"')
+    return joined('"', text, '"')
 
 
 def _quoted(array: pa.Array) -> pa.Array:
-    text = pc.replace_substring(pc.replace_substring(array, "\\", "\\\\"), '"', '\\"')
-    if pc.any(pc.match_substring_regex(text, r"[\x00-\x1f]")).as_py():
-        for code in range(0x20):
-            text = pc.replace_substring(text, chr(code), _ESCAPES.get(chr(code), f"\\u{code:04x}"))
-    return _joined('"', text, '"')
+    used = np.bincount(np.frombuffer(text_bytes(array), np.uint8), minlength=256)
+    for code in (ord("\\"), ord('"'), *range(0x20)):
+        if used[code]:
+            array = pc.replace_substring(array, chr(code), _ESCAPES.get(chr(code), f"\\u{code:04x}"))
+    return joined('"', array, '"')
 
 
 def _map_text(array: pa.Array) -> pa.Array:
     plain = array.cast(pa.list_(pa.struct([("key", array.type.key_type), ("value", array.type.item_type)])))
     keys, values = plain.flatten().flatten()
-    return _list_text(plain, "{", "}", _joined(_quoted(keys.cast(pa.string())), ":", _text(values)))
+    return _list_text(plain, "{", "}", joined(_quoted(keys.cast(pa.string())), ":", _text(values)))
 
 
 def _list_text(array: pa.Array, start: str, end: str, values: pa.Array) -> pa.Array:
@@ -129,18 +128,31 @@ def _list_text(array: pa.Array, start: str, end: str, values: pa.Array) -> pa.Ar
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
     lists = pa.ListArray.from_arrays(pa.array(offsets), values)
-    return _masked(_joined(start, pc.binary_join(lists, ","), end), array)
+    return _masked(joined(start, pc.binary_join(lists, ","), end), array)
 
 
 def _masked(text: pa.Array, array: pa.Array) -> pa.Array:
     return pc.if_else(array.is_valid(), text, pa.scalar(None, pa.string())) if array.null_count else text
 
 
-def _joined(*pieces: pa.Array | str) -> pa.Array:
+def fraction(text: pa.Array) -> pa.Array:
+    """Return ``.0`` for each text of a float that lacks a fraction, so that it is a float when it is read again."""
+    whole = pc.fill_null(pc.match_substring_regex(text, r"^-?\d+$"), False).to_numpy(zero_copy_only=False)
+    offsets = np.zeros(len(text) + 1, np.int32)
+    np.cumsum(2 * whole, out=offsets[1:])
+    return pa.StringArray.from_buffers(
+        len(text), pa.py_buffer(offsets), pa.py_buffer(b".0" * (int(offsets[-1]) // 2))
+    )
+
+
+def joined(*pieces: pa.Array | str) -> pa.Array:
+    """Join texts row by row; null where one of them is null."""
     return pc.binary_join_element_wise(*pieces, "")
 
 
-def _data(text: pa.Array) -> pa.Buffer:
+def text_bytes(text: pa.Array) -> pa.Buffer:
     """The characters of a string array in a row."""
+    if not len(text) or text.buffers()[2] is None:
+        return pa.py_buffer(b"")
     offsets = np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + len(text) + 1]
     return text.buffers()[2].slice(int(offsets[0]), int(offsets[-1] - offsets[0]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -12,8 +11,7 @@ import pyarrow as pa
 from ..errors import ParameterError, column_not_found
 from ..ops.expressions.types import parse_type
 from ..ops.morsels import slices
-from ..ops.source import Split
-from .file_source import FileSource
+from .file_source import FileSource, Part
 from .files import DataFile
 from .lines import LineRange, LineReader, is_compressed
 from .sizes import check_positive, type_bytes
@@ -69,39 +67,29 @@ class LineSource(FileSource):
         sample: Sample,
     ):
         check_positive(f"{self.kind}_source", partition_bytes=partition_bytes)
-        all_options = {**options, "encoding": reader.encoding, "partition_bytes": partition_bytes}
-        super().__init__(reader.files, file_schema, all_options)
+        super().__init__(reader.files, file_schema, {**options, "encoding": reader.encoding}, partition_bytes)
         self.reader = reader
-        self.partition_bytes = partition_bytes
         self.expansion = sample.expansion
         self.widths = sample.widths(self.schema)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_all_splits"}
 
     def file_start(self, index: int, file: DataFile) -> tuple[int, tuple[str, ...] | None]:
         """Where a file's rows start, in bytes, and its own column names if they aren't the dataset's."""
         return 0, None
 
-    @cached_property
-    def _all_splits(self) -> tuple[Split, ...]:
-        splits: list[Split] = []
+    def parts(self) -> Iterator[Part]:
         for index, file in enumerate(self.files.files):
             start, names = self.file_start(index, file)
             factor = self.expansion * (_COMPRESSION if is_compressed(file) else 1)
             for first, stop in self.reader.ranges(file, start, self.partition_bytes):
                 size = max(0, min(stop, file.size) - (0 if is_compressed(file) else first))
-                detail = LineRange(file, first, stop, names)
-                splits.append(Split(len(splits), None, int(size * factor), detail=detail))
-        return tuple(splits)
+                where = LineRange(file, first, stop, names)
+                weight = size * (_COMPRESSION if is_compressed(file) else 1)
+                yield Part(file, where, None, int(size * factor), weight)
 
-    def splits(self) -> Sequence[Split]:
-        return self._all_splits
-
-    def read_file(
-        self, split: Split, columns: list[str], predicate: Any, limit: int | None
+    def read_part(
+        self, part: Part, columns: list[str], predicate: Any, limit: int | None
     ) -> Iterator[pa.Table]:
-        for table in self.read_tables(split.detail, columns):
+        for table in self.read_tables(part.where, columns):
             yield from slices(table)
 
     def read_tables(self, part: LineRange, columns: list[str]) -> Iterator[pa.Table]:

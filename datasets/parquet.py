@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CorruptFileError
-from ..ops.expressions.expr import Expr
-from ..ops.expressions.statistics import can_match
+from ..ops.expressions.expr import Expr, evaluate_column
+from ..ops.expressions.statistics import ColumnStatistics, which_match
 from ..ops.kernel import MORSEL_ROWS
-from ..ops.schema import canonical_schema
-from ..ops.source import Split
-from .file_source import FileSource, check_same_schema, rows_only
+from ..ops.schema import canonical_schema, canonical_table
+from .file_source import FileSource, Part, check_same_schema, rows_only
 from .files import DataFile, FileSet, Paths, find_files
 from .parquet_statistics import group_statistics, row_bytes
 from .sizes import check_positive, pack
@@ -24,13 +23,9 @@ from .sizes import check_positive, pack
 #: how much of a partition, in bytes, is aimed at: row groups as encoded, before compression
 PARTITION_BYTES = 32 << 20
 
-
-@dataclass(frozen=True)
-class RowGroups:
-    """A split of a Parquet file: some of its row groups, in order."""
-
-    file: DataFile
-    groups: tuple[int, ...]
+#: a predicate's columns are read ahead of the others if they are at most this share of all that is read
+_MOST_PROBED = 0.5
+_PROBED_ROWS = MORSEL_ROWS // 4
 
 
 class ParquetSource(FileSource):
@@ -40,16 +35,13 @@ class ParquetSource(FileSource):
 
     def __init__(self, files: FileSet, footers: Sequence[pq.FileMetaData], partition_bytes: int):
         schema = canonical_schema(footers[0].schema.to_arrow_schema())
-        super().__init__(files, schema, {"partition_bytes": partition_bytes})
-        self.partition_bytes = partition_bytes
+        super().__init__(files, schema, {}, partition_bytes)
         self.row_bytes = row_bytes(footers, self.schema)
         self._footers: Sequence[pq.FileMetaData] | None = footers
 
     def __getstate__(self) -> dict[str, Any]:
         """Footers stay on the driver; they can be large, and a worker reads those of its own splits."""
-        state = {**self.__dict__, "_footers": None}
-        state.pop("_all_splits", None)
-        return state
+        return {**super().__getstate__(), "_footers": None}
 
     @property
     def footers(self) -> Sequence[pq.FileMetaData]:
@@ -58,52 +50,43 @@ class ParquetSource(FileSource):
             self._footers = _read_footers(self.files)
         return self._footers
 
-    @cached_property
-    def _all_splits(self) -> tuple[Split, ...]:
-        splits: list[Split] = []
+    def parts(self) -> Iterator[Part]:
         width = sum(self.row_bytes.values())
         for file, footer in zip(self.files.files, self.footers):
             groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
             rows = [group.num_rows for group in groups]
-            for start, stop in pack([group.total_byte_size for group in groups], self.partition_bytes):
+            sizes = [group.total_byte_size for group in groups]
+            for start, stop in pack(sizes, self.partition_bytes):
                 count = sum(rows[start:stop])
-                detail = RowGroups(file, tuple(range(start, stop)))
-                splits.append(Split(len(splits), count, int(count * width), detail=detail))
-        return tuple(splits)
+                yield Part(file, range(start, stop), count, int(count * width), sum(sizes[start:stop]))
 
-    def splits(self) -> Sequence[Split]:
-        return self._all_splits
-
-    def prune(self, splits: Sequence[Split], predicate: Expr) -> Sequence[Split]:
+    def may_match(self, parts: Sequence[Part], predicate: Expr) -> Sequence[bool]:
         footers = {file.path: footer for file, footer in zip(self.files.files, self.footers)}
-        return [
-            s for s in splits if self._matching(s.detail, footers[s.detail.file.path], predicate, first=True)
-        ]
+        groups = [(part.file, footers[part.file.path], index) for part in parts for index in part.where]
+        flags = iter(self._groups_may_match(groups, predicate))
+        return [any(list(islice(flags, len(part.where)))) for part in parts]
 
-    def _matching(
-        self, detail: RowGroups, footer: pq.FileMetaData, predicate: Expr, first: bool = False
-    ) -> list[int]:
-        """Row groups in which some row may satisfy the predicate; only one of them, if ``first``."""
+    def _groups_may_match(
+        self, groups: Sequence[tuple[DataFile, pq.FileMetaData, int]], predicate: Expr
+    ) -> np.ndarray:
+        """Return for each row group whether some row in it may satisfy a predicate."""
         wanted = pa.schema([field for field in self.file_schema if field.name in predicate.columns()])
-        hive = self.hive_statistics(detail.file)
-        found = []
-        for index in detail.groups:
-            statistics = {**group_statistics(footer, index, wanted), **hive}
-            if can_match(predicate, statistics):
-                found.append(index)
-                if first:
-                    break
-        return found
+        known = [group_statistics(footer, index, wanted) for _, footer, index in groups]
+        unknown = ColumnStatistics()
+        statistics = {name: [one.get(name, unknown) for one in known] for name in wanted.names}
+        hive = self.hive_statistics([file for file, _, _ in groups])
+        return which_match(predicate, {**statistics, **hive}, len(groups))
 
-    def read_file(
-        self, split: Split, columns: list[str], predicate: Expr | None, limit: int | None
+    def read_part(
+        self, part: Part, columns: list[str], predicate: Expr | None, limit: int | None
     ) -> Iterator[pa.Table]:
-        detail: RowGroups = split.detail
-        file = open_parquet(self.files, detail.file)
+        file = open_parquet(self.files, part.file)
         try:
-            groups = list(detail.groups)
+            groups = list(part.where)
             if predicate is not None:
-                groups = self._matching(detail, file.metadata, predicate)
+                flags = self._groups_may_match([(part.file, file.metadata, i) for i in groups], predicate)
+                groups = [index for index, flag in zip(groups, flags) if flag]
+                groups = [index for index in groups if self._worth_reading(file, index, columns, predicate)]
             if not columns:
                 yield from (rows_only(file.metadata.row_group(i).num_rows) for i in groups)
                 return
@@ -111,9 +94,26 @@ class ParquetSource(FileSource):
             for batch in file.iter_batches(size, row_groups=groups, columns=columns, use_threads=False):
                 yield pa.Table.from_batches([batch]).select(columns)
         except (pa.ArrowException, OSError) as error:
-            raise corrupt(detail.file, error) from error
+            raise corrupt(part.file, error) from error
         finally:
             file.close()
+
+    def _worth_reading(self, file: pq.ParquetFile, group: int, columns: list[str], predicate: Expr) -> bool:
+        """Whether a row group is worth reading: some row satisfies the predicate, or asking costs too much.
+
+        Only the predicate's columns are read, up to the first row that satisfies it.
+        """
+        wanted = [field for field in self.file_schema if field.name in predicate.columns()]
+        names = [field.name for field in wanted]
+        share = sum(self.row_bytes[name] for name in names) / max(1, sum(self.row_bytes[n] for n in columns))
+        few = file.metadata.row_group(group).num_rows <= _PROBED_ROWS
+        if few or not names or share > _MOST_PROBED or predicate.columns() - set(names):
+            return True
+        for batch in file.iter_batches(_PROBED_ROWS, row_groups=[group], columns=names, use_threads=False):
+            table = canonical_table(pa.Table.from_batches([batch]).select(names), pa.schema(wanted))
+            if table.filter(evaluate_column(predicate, table)).num_rows:
+                return True
+        return False
 
     def column_bytes(self, columns: Sequence[str]) -> float:
         total = sum(self.row_bytes.values())
@@ -132,7 +132,8 @@ def parquet_source(
     Args:
         path: a file, a folder, a glob or a list of them; local, or any fsspec URL.
         partition_bytes: row groups of one file are packed into a partition up to this many bytes,
-            as encoded, before compression. A row group is never cut, so write moderate ones.
+            as encoded, before compression. A row group is never cut, so write moderate ones. Small
+            files are read together, up to a quarter of it.
         storage_options: for the fsspec file system.
         hive: whether ``key=value`` folders are columns.
 

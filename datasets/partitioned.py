@@ -67,9 +67,10 @@ class PartitionedWriter:
 
     def finish(self) -> list[StagedFile]:
         """Write all that is left, one folder at a time; return all files, sorted by target."""
-        for folder in sorted(set(self._rows) | set(self._open)):
-            if folder in self._rows:
-                self._flush(folder)
+        for folder in sorted(self._rows):
+            self._flush(folder)
+            self._close(folder)
+        for folder in sorted(self._open):
             self._close(folder)
         return sorted(self._done, key=lambda file: file.target)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.csv as pcsv
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from ..errors import ParameterError
 from ..ops.kernel import MORSEL_ROWS
 from .csv_dialect import Dialect, check_dialect
+from .csv_text import csv_header, csv_lines
 from .file_sink import CODEC_SUFFIXES, FileSink, TableWriter
 from .json_text import is_json_type, json_lines
 from .sizes import check_positive
@@ -119,8 +120,8 @@ class _TextSink(FileSink):
 class CsvSink(_TextSink):
     """CSV files: one a partition, or one in all if the path ends with ".csv" (or ".csv.gz" …).
 
-    Strings are in quotes and numbers aren't; null is an empty field without quotes, so that it can be
-    told from an empty string.
+    Strings are in quotes and numbers aren't; floats have a fraction; null is an empty field without
+    quotes, so that it can be told from an empty string, or ``NA`` where there is only one column.
 
     Args:
         path: a file or a folder; local, or any fsspec URL.
@@ -157,10 +158,9 @@ class CsvSink(_TextSink):
         )
 
     def open_text(self, file: Any, schema: pa.Schema) -> TableWriter:
-        options = pcsv.WriteOptions(
-            include_header=self.header, delimiter=self.delimiter, batch_size=MORSEL_ROWS
-        )
-        return pcsv.CSVWriter(file, schema, write_options=options)
+        if self.header:
+            file.write(csv_header(schema.names, self.delimiter))
+        return _TextWriter(file, lambda table: csv_lines(table, self.delimiter))
 
 
 class JsonSink(_TextSink):
@@ -184,7 +184,7 @@ class JsonSink(_TextSink):
         return is_json_type(type)
 
     def open_text(self, file: Any, schema: pa.Schema) -> TableWriter:
-        return _JsonWriter(file)
+        return _TextWriter(file, json_lines)
 
 
 class ArrowSink(FileSink):
@@ -229,12 +229,13 @@ class _IpcWriter:
         self._writer.close()
 
 
-class _JsonWriter:
-    def __init__(self, file: Any):
+class _TextWriter:
+    def __init__(self, file: Any, render: Callable[[pa.Table], list[pa.Buffer]]):
         self._file = file
+        self._render = render
 
     def write_table(self, table: pa.Table) -> None:
-        for piece in json_lines(table):
+        for piece in self._render(table):
             self._file.write(piece)
 
     def close(self) -> None:

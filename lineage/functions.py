@@ -110,7 +110,7 @@ def _function_parts(function: types.FunctionType) -> Parts:
         except ValueError:
             content = _EmptyCell
         parts.append((f"the variable {variable!r} that {name}() captures", content))
-    if not _is_installed(function.__module__):
+    if not is_installed(function.__module__):
         parts += _global_parts(function)
     return parts
 
@@ -131,7 +131,7 @@ def _global_parts(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 def _module_parts(
     module: types.ModuleType, attributes: set[str], above: frozenset[str]
 ) -> Iterator[tuple[str, Any]]:
-    if _is_installed(module.__name__) or module.__name__ in above:
+    if is_installed(module.__name__) or module.__name__ in above:
         return
     for name in sorted(attributes & vars(module).keys()):
         value = vars(module)[name]
@@ -198,7 +198,7 @@ def _installed_name(value: Any) -> tuple[str, str, str] | None:
     """Return (module, qualified name, version) of something that an installed module defines, or None."""
     module = getattr(value, "__module__", None)
     name = getattr(value, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str) or not _is_installed(module):
+    if not isinstance(module, str) or not isinstance(name, str) or not is_installed(module):
         return None
     found: Any = sys.modules.get(module)
     for part in name.split("."):
@@ -207,7 +207,7 @@ def _installed_name(value: Any) -> tuple[str, str, str] | None:
 
 
 @functools.cache
-def _is_installed(module: str | None) -> bool:
+def is_installed(module: str | None) -> bool:
     """Whether a module is the standard library's, Headwater's, or lies in site-packages."""
     top = (module or "").partition(".")[0]
     if top in sys.stdlib_module_names or top == __name__.partition(".")[0]:

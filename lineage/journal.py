@@ -3,9 +3,11 @@
 A journal is a folder ``ROOT/RUN/`` of segments ``000000.json``, ``000001.json``, ... on any fsspec URL.
 A segment is a JSON list of records; a record is a list whose first item names its kind:
 
-    ["started", {run, pipeline, time, host, pid, pid_started, versions, stages, outputs, options}]
+    ["started", {run, pipeline, time, host, pid, pid_started, cluster}]
+    ["plan", [[stage, key, label, partitions, [[source, dependency, start, stop], ...], has a sink],
+             ...], {output: stage}]
     ["boundaries", stage, base64 of an Arrow stream]      ["stage", stage, rows]
-    ["task", stage, task, attempt, node, [[partition, rows, bytes, fingerprint], ...]]
+    ["task", stage, task, attempt, node, [[partition, rows, bytes, fingerprint], ...], seconds]
     ["failed", stage, task, attempt, kind, error]         ["worker lost", address, node, node lost too]
     ["rerun", stage, partitions]                          ["committing", output] ["committed", output]
     ["finished" | "stopped" | "failed run" | "interrupted", {time, error, report}]
@@ -30,7 +32,7 @@ import fsspec
 import psutil
 from fsspec.implementations.local import LocalFileSystem
 
-from ..errors import ParameterError, SourceNotFoundError
+from ..errors import ParameterError, SourceNotFoundError, did_you_mean
 
 #: kinds of a run's last record, and the state each leaves it in
 STATES = {
@@ -110,7 +112,7 @@ class Journal:
         """
         fs, base = _open_root(root)
         if not fs.exists(f"{base}/{run}"):
-            raise _no_run(run, base)
+            raise _no_run(run, fs, base)
         return cls(root, run)
 
     def start(self, header: dict[str, Any]) -> None:
@@ -161,7 +163,7 @@ def read(run: str, root: str | Path | None = None) -> Iterator[list[Any]]:
     fs, base = _open_root(root)
     segments = _segments(fs, f"{base}/{run}")
     if not segments:
-        raise _no_run(run, base)
+        raise _no_run(run, fs, base)
     for path in segments:
         yield from json.loads(fs.cat_file(path))
 
@@ -203,10 +205,7 @@ def list_runs(root: str | Path | None = None) -> list[RunEntry]:
         An entry for each run; none if the folder doesn't exist.
     """
     fs, base = _open_root(root)
-    if not fs.exists(base):
-        return []
-    folders = [entry["name"] for entry in fs.ls(base, detail=True) if entry["type"] == "directory"]
-    entries = [_entry(fs, folder) for folder in sorted(folders, reverse=True)]
+    entries = [_entry(fs, folder) for folder in _folders(fs, base)]
     return [entry for entry in entries if entry is not None]
 
 
@@ -214,8 +213,10 @@ def _entry(fs: fsspec.AbstractFileSystem, folder: str) -> RunEntry | None:
     segments = _segments(fs, folder)
     if not segments:
         return None
-    first = json.loads(fs.cat_file(segments[0]))[0]
-    last = json.loads(fs.cat_file(segments[-1]))[-1]
+    first, last = (json.loads(fs.cat_file(segment)) for segment in (segments[0], segments[-1]))
+    if not isinstance(first, list):  # somebody else's folder of JSON files
+        return None
+    first, last = first[0], last[-1]
     if first[0] != "started":
         return None
     header = first[1]
@@ -252,6 +253,14 @@ def _open_root(root: str | Path | None) -> tuple[fsspec.AbstractFileSystem, str]
     return fs, base.rstrip("/")
 
 
+def _folders(fs: fsspec.AbstractFileSystem, base: str) -> list[str]:
+    """Folders of runs, newest first."""
+    if not fs.exists(base):
+        return []
+    found = [entry["name"] for entry in fs.ls(base, detail=True) if entry["type"] == "directory"]
+    return sorted(found, reverse=True)
+
+
 def _segments(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
     try:
         return sorted(path for path in fs.ls(folder, detail=False) if path.endswith(".json"))
@@ -270,7 +279,8 @@ def _write_once(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
         fs.pipe_file(path, data)
 
 
-def _no_run(run: str, base: str) -> SourceNotFoundError:
+def _no_run(run: str, fs: fsspec.AbstractFileSystem, base: str) -> SourceNotFoundError:
+    known = [path.rpartition("/")[2] for path in _folders(fs, base)]
     return SourceNotFoundError(
-        f"there is no run {run!r} under {base}. `headwater runs` lists those there are."
+        f"there is no run {run!r} under {base}; `headwater runs` lists them. {did_you_mean(run, known)}"
     )

@@ -21,7 +21,7 @@ from .grouping import Groups, comparable, group
 from .kernel import MORSEL_ROWS, Broadcast, Context, Kernel, Stream
 from .merge import merge_runs
 from .morsels import contiguous, drained, numbered, rechunk, slices
-from .node import Node
+from .node import Node, listed
 from .ordering import SortKey
 from .spill import ROW, hash_parts, new_spill
 
@@ -97,7 +97,7 @@ class Aggregate(Node):
 
     def describe(self) -> str:
         by = f"by [{', '.join(self.keys)}] " if self.keys else ""
-        return f"{by}{', '.join(str(a) for a in self.aggregations)}"
+        return f"{by}{listed([str(a) for a in self.aggregations])}"
 
 
 def state_schema(

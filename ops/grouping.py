@@ -16,6 +16,9 @@ import pyarrow.compute as pc
 
 from .morsels import contiguous
 
+#: numbers of a range up to so many times the rows are told apart by an array of slots
+_SPARSE = 4
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -63,7 +66,13 @@ def group(columns: Sequence[pa.ChunkedArray | pa.Array], rows: int) -> Groups:
     codes, count = encode(contiguous(columns[0]))
     for column in columns[1:]:
         more, size = encode(contiguous(column))
-        codes, count = encode(pa.array(codes * size + more))
+        pairs = codes * size + more
+        if count * size <= _SPARSE * rows:
+            codes, count = _number(_firsts_in_range(pairs, count * size))
+        elif max(count, size) > rows // 4:
+            codes, count = _number(_firsts_by_sorting(pairs))  # faster than a hash table of many values
+        else:
+            codes, count = encode(pa.array(pairs))
     return Groups(codes, count)
 
 
@@ -86,6 +95,8 @@ def encode(array: pa.Array) -> tuple[np.ndarray, int]:
         return np.zeros(len(array), dtype=np.int64), min(len(array), 1)
     elif pa.types.is_interval(type):
         array = pa.array([repr(value) for value in array.to_pylist()])
+    elif is_integral(type) and (places := _places(array)) is not None:
+        return _number(_firsts_in_range(*places))
     encoded = pc.dictionary_encode(comparable(array), null_encoding="encode")
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), len(encoded.dictionary)
 
@@ -102,6 +113,26 @@ def comparable(array: pa.Array) -> pa.Array:
     return pa.array(values, type=array.type, mask=mask)
 
 
+def is_integral(type: pa.DataType) -> bool:
+    """Return whether values are integers, or booleans, dates and times that stand for integers."""
+    return (
+        pa.types.is_integer(type)
+        or pa.types.is_boolean(type)
+        or (pa.types.is_temporal(type) and not pa.types.is_interval(type))
+    )
+
+
+def integers(array: pa.Array) -> np.ndarray:
+    """Return the integers of such values, int64, 0 for null; equal values, and only those, are equal."""
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.int8())
+    elif pa.types.is_temporal(array.type):
+        array = array.view(pa.int32() if array.type.bit_width == 32 else pa.int64())
+    if array.null_count:
+        array = array.fill_null(0)
+    return array.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+
+
 def null_mask(array: pa.Array) -> np.ndarray | None:
     """Return which values are null, shape (rows,), bool; None if none is."""
     return array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
@@ -109,6 +140,44 @@ def null_mask(array: pa.Array) -> np.ndarray | None:
 
 def _pair(groups: Groups) -> tuple[np.ndarray, int]:
     return groups.codes, groups.count
+
+
+def _places(array: pa.Array) -> tuple[np.ndarray, int] | None:
+    """Values as places from 1 on, 0 for null, and how many places there are; None if too many."""
+    if array.null_count == len(array):
+        return None
+    values, nulls = integers(array), null_mask(array)
+    known = values if nulls is None else values[~nulls]
+    low, high = int(known.min()), int(known.max())
+    if high - low + 2 > _SPARSE * len(array):
+        return None
+    places = values - low + 1
+    if nulls is not None:
+        places[nulls] = 0
+    return places, high - low + 2
+
+
+def _firsts_in_range(places: np.ndarray, size: int) -> np.ndarray:
+    """For each row, the first row of the same place; places are below ``size``."""
+    first = np.empty(size, dtype=np.int64)
+    first[places[::-1]] = np.arange(len(places) - 1, -1, -1)
+    return first[places]
+
+
+def _firsts_by_sorting(values: np.ndarray) -> np.ndarray:
+    """For each row, the first row of the same value."""
+    order = np.argsort(values)
+    ordered = values[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    firsts = np.empty_like(order)
+    firsts[order] = np.repeat(np.minimum.reduceat(order, starts), np.diff(np.append(starts, len(order))))
+    return firsts
+
+
+def _number(firsts: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number rows by first appearance, given the first row that is equal to each."""
+    numbers = np.cumsum(firsts == np.arange(len(firsts))) - 1
+    return numbers[firsts], int(numbers[-1]) + 1
 
 
 def _is_listlike(type: pa.DataType) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .grouping import comparable, null_mask
+from .grouping import comparable, integers, is_integral, null_mask
 from .kernel import MORSEL_ROWS
 from .morsels import contiguous
 
@@ -30,7 +30,7 @@ class _Range:
 
     def lookup(self, array: pa.Array) -> np.ndarray:
         mask = null_mask(array)
-        values = _integers(array)
+        values = integers(array)
         codes = values - self.low
         inside = (values >= self.low) & (values < self.low + self.size)
         if mask is not None:
@@ -117,8 +117,8 @@ class KeyIndex:
 
 def _choose(array: pa.Array) -> _Range | _Dictionary:
     values = array.drop_null()
-    if _is_integral(array.type) and len(values):
-        numbers = _integers(values)
+    if is_integral(array.type) and len(values):
+        numbers = integers(values)
         low, high = int(numbers.min()), int(numbers.max())
         if high - low < _SPARSE * len(numbers) + 1024:
             return _Range(low, high - low + 1)
@@ -136,21 +136,3 @@ def _combine(left: np.ndarray, right: np.ndarray, size: int) -> pa.Array:
     """One integer for each pair of codes, null where one is missing."""
     missing = (left < 0) | (right < 0)
     return pa.array(left * size + right, mask=missing if missing.any() else None)
-
-
-def _is_integral(type: pa.DataType) -> bool:
-    return (
-        pa.types.is_integer(type)
-        or pa.types.is_boolean(type)
-        or (pa.types.is_temporal(type) and not pa.types.is_interval(type))
-    )
-
-
-def _integers(array: pa.Array) -> np.ndarray:
-    if pa.types.is_boolean(array.type):
-        array = array.cast(pa.int8())
-    elif pa.types.is_temporal(array.type):
-        array = array.view(pa.int32() if array.type.bit_width == 32 else pa.int64())
-    if array.null_count:
-        array = array.fill_null(0)
-    return array.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)

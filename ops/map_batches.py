@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from ..errors import UserFunctionError, did_you_mean
+from ..errors import TypeMismatchError, UserFunctionError, did_you_mean
 from .backend import array_namespace
 from .batches import column_type, length_of, to_arrays, to_column
+from .expressions.types import parse_type
 from .kernel import MORSEL_ROWS, Broadcast, Context, Kernel, Stream
 from .morsels import rechunk
 from .node import Node
@@ -107,6 +108,29 @@ class MapBatchesKernel(Kernel):
             yield rows
 
 
+def declared_output(schema: pa.Schema | Mapping[str, Any]) -> pa.Schema:
+    """Return the canonical schema that a user declares a function's output by.
+
+    Args:
+        schema: a schema, or column name to Arrow type or its name.
+
+    Raises:
+        ParameterError: there is no such type.
+        TypeMismatchError: the schema is neither.
+
+    Example:
+        >>> declared_output({"total": "float64"}).types
+        [DataType(double)]
+    """
+    if isinstance(schema, pa.Schema):
+        return canonical_schema(schema)
+    if not isinstance(schema, Mapping):
+        raise TypeMismatchError(
+            f"map_batches(schema={schema!r}): give an Arrow schema or a dict, as {{'total': 'float64'}}."
+        )
+    return pa.schema([(name, parse_type(type)) for name, type in schema.items()])
+
+
 def infer_output(
     function: Callable[[Any], Any],
     schema: pa.Schema,
@@ -163,7 +187,12 @@ def _types(result: Any, schema: pa.Schema, format: str) -> pa.Schema:
         return canonical_schema(result.schema)
     fields = []
     for name, value in _columns(result, format).items():
-        type = column_type(value)
+        if not isinstance(name, str):
+            raise _Unfit(f"returned the column {name!r}. A column's name is a text.")
+        try:
+            type = column_type(value)
+        except pa.ArrowNotImplementedError:
+            raise _Unfit(f"returned {value.dtype} in {name!r}, which Arrow has no type for.") from None
         if type is None and name in schema.names:
             type = schema.field(name).type
         if type is None:
@@ -209,4 +238,7 @@ def _fit(name: str, value: Any, type: pa.DataType) -> pa.Array:
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         shape = "" if length_of(value) is not None else " (a single value)"
         got = getattr(value, "dtype", None) or getattr(value, "type", None) or value.__class__.__name__
-        raise _Unfit(f"returned {got}{shape} in {name!r}, where {type} is declared: {error}") from error
+        raise _Unfit(
+            f"returned {got}{shape} in {name!r}, where {type} is declared, or was learnt from an empty batch: "
+            f"{error}. Declare what it returns with schema=..."
+        ) from error

@@ -80,6 +80,17 @@ class Node:
         return plan_text(self)
 
 
+def listed(texts: Sequence[str], most: int = 20) -> str:
+    """Join texts by commas; of more than ``most`` only the first, and how many are left out.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        'a, b, … 1 more'
+    """
+    more = [f"… {len(texts) - most} more"] if len(texts) > most else []
+    return ", ".join([*texts[:most], *more])
+
+
 def plan_text(node: Node) -> str:
     """Write a plan as an indented tree, one operator a line, output first.
 

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import ParameterError
-from .expressions.expr import Expr, evaluate_column
+from .expressions.expr import Column, Expr, evaluate_column
 from .kernel import Broadcast, Context, Kernel, Stream
-from .node import Node
+from .node import Node, listed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,9 +46,15 @@ class Project(Node):
         return tuple((name, expr.token) for name, expr in self.exprs)
 
     def describe(self) -> str:
-        return ", ".join(
-            name if str(expr) == f"col({name!r})" else f"{name}={expr}" for name, expr in self.exprs
-        )
+        computed = [f"{name}={expr}" for name, expr in self.exprs if not _is_kept(name, expr)]
+        kept = len(self.exprs) - len(computed)
+        if computed and kept > 20:
+            return f"{listed(computed)}, and {kept} columns as they are"
+        return listed([name if _is_kept(name, expr) else f"{name}={expr}" for name, expr in self.exprs])
+
+
+def _is_kept(name: str, expr: Expr) -> bool:
+    return isinstance(expr, Column) and expr.name == name
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,10 @@ class Sink:
         """Remove the run's staging folder. Idempotent."""
         raise NotImplementedError
 
+    def overlaps(self, other: Sink) -> bool:
+        """Whether this sink and another write to the same place, or one into the other's."""
+        return False
+
     def describe(self) -> str:
         """The sink in one line, for plan texts."""
         return self.kind

@@ -25,7 +25,7 @@ def call(function: Callable[[Any], Any], batch: Any, label: str, rows: pa.Table,
     """
     try:
         return function(batch)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserFunctionError(
             f"{label} raised {type(error).__name__}: {error}\n{where(rows, context)}\n{own_traceback(error)}"
         ) from error

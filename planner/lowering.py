@@ -13,11 +13,13 @@ from ..errors import PlanError
 from ..lineage.keys import lineage_key
 from ..ops.aggregate import Aggregate, FinalAggregateKernel, PartialAggregateKernel, state_schema
 from ..ops.distinct import Distinct, DistinctKernel
+from ..ops.expressions.expr import Column
 from ..ops.filter import Filter, FilterKernel
 from ..ops.join import Join
 from ..ops.limit import Limit, LimitKernel
 from ..ops.map_batches import MapBatches, MapBatchesKernel
 from ..ops.node import Node
+from ..ops.ordering import key_names
 from ..ops.partitioner import RoundRobinPartitioner
 from ..ops.project import Project, ProjectKernel
 from ..ops.repartition import Repartition
@@ -31,11 +33,17 @@ from .joins import lower_join
 from .options import PlanOptions
 from .partitioning import Hashed, gathers, through_project
 from .plan import Estimate, ScanLeaf
+from .rereading import is_scanned
 from .rewrite import title
+from .rules.column_pruning import column_pruning
+from .rules.redundant_operators import redundant_operators
 from .scans import EmptySource, kept_splits
 from .sizes import estimate, partition_count
 from .stages import Fragment, StageBuilder
 from .widths import row_width
+
+#: share of a row's bytes up to which its sort keys are worth a pass of their own
+MOST_KEYS = 0.5
 
 
 @dataclass
@@ -72,6 +80,10 @@ class Lowering:
         if function is None:
             raise PlanError(f"{title(node)}: there is no physical operator for {type(node).__name__}.")
         return function(self, node, *inputs) if type(node) is not Union else function(self, node, inputs)
+
+    def narrow(self, node: Node) -> Fragment:
+        """Lower a tree of few operators that need no exchange."""
+        return self.lower(node, [self.narrow(child) for child in node.inputs])
 
 
 def lower_scan(low: Lowering, node: Scan) -> Fragment:
@@ -151,8 +163,7 @@ def lower_top_k(low: Lowering, node: TopK, below: Fragment) -> Fragment:
 
 def lower_sort(low: Lowering, node: Sort, below: Fragment) -> Fragment:
     """Cut by ranges whose boundaries a sample gives, then sort each; a small input is sorted in one piece."""
-    count = low.count(below.estimate.bytes)
-    moved = low.builder.gather(below) if count == 1 else low.builder.ranged(below, node.keys, count)
+    moved = _ranged(low, node.input, below, node.keys, low.count(below.estimate.bytes))
     size = estimate(node, [below.estimate])
     return low.builder.step(SortKernel(node.keys), [moved], node.schema, node.key, size, "sort")
 
@@ -207,7 +218,7 @@ def lower_repartition(low: Lowering, node: Repartition, below: Fragment) -> Frag
         return low.builder.shuffle(below, RoundRobinPartitioner(count))
     if node.kind == "range":
         keys = node.sort_keys or tuple(SortKey(name) for name in node.keys)
-        return low.builder.ranged(below, keys, count)
+        return _ranged(low, node.input, below, keys, count)
     if low.enabled("exchange_elimination") and below.known == Hashed(node.keys, count):
         low.builder.trace("exchange_elimination", True, f"{title(node)}: its input lies so already")
         return below
@@ -230,6 +241,23 @@ def _twice(low: Lowering, node: Node, below: Fragment, kernel, label: str) -> Fr
         partial = low.builder.step(kernel, [below], node.schema, _map_side(node), each, label)
         below = low.builder.gather(partial)
     return low.builder.step(kernel, [below], node.schema, node.key, size, label)
+
+
+def _ranged(low: Lowering, node: Node, below: Fragment, keys: tuple[SortKey, ...], count: int) -> Fragment:
+    """Bring rows into ranges; what is only scanned is read for its keys first, so that no row is written twice."""
+    if count == 1:
+        return low.builder.gather(below)
+    alone = None
+    if low.enabled("key_sampling") and is_scanned(node, below.operator):
+        names = [name for name in node.schema.names if name in key_names(keys)]
+        project = Project(node, tuple((name, Column(name)) for name in names))
+        if row_width(project.schema) <= MOST_KEYS * row_width(node.schema):
+            pruned, _ = redundant_operators(column_pruning({"": project})[0])
+            alone = low.narrow(pruned[""])
+            low.builder.trace(
+                "key_sampling", True, f"range [{', '.join(names)}]: these columns are read first"
+            )
+    return low.builder.ranged(below, keys, count, alone)
 
 
 def _spared(low: Lowering, node: Node, below: Fragment, keys: Sequence[str]) -> bool:

@@ -57,7 +57,13 @@ COLUMNS = Batch("columns", (column_pruning, redundant_operators, merge_projectio
 SHARE = Batch("share", (common_subplans,))
 
 #: rules that decide how a stage is made, in planner/lowering.py
-PHYSICAL_RULES = ("broadcast_join", "exchange_elimination", "map_side_combine", "split_pruning")
+PHYSICAL_RULES = (
+    "broadcast_join",
+    "exchange_elimination",
+    "key_sampling",
+    "map_side_combine",
+    "split_pruning",
+)
 
 RULE_NAMES = tuple(
     dict.fromkeys(rule.__name__ for b in (SIMPLIFY, PUSH_DOWN, TIDY, COLUMNS, SHARE) for rule in b.rules)

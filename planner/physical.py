@@ -6,7 +6,9 @@ Stages are cut where rows have to move, and where several consumers read the sam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
+from ..errors import ParameterError
 from ..ops.node import Node
 from ..ops.write import Write
 from .lowering import Lowering
@@ -33,12 +35,25 @@ def build_plan(
 
     Raises:
         PlanError: a node that can't be run.
+        ParameterError: two outputs are written to one place.
 
     Example:
         >>> build_plan({}, PlanOptions()).stages
         ()
     """
-    return _Planner(intern(roots), options).plan(trace)
+    roots = intern(roots)
+    _check_sinks(roots)
+    return _Planner(roots, options).plan(trace)
+
+
+def _check_sinks(roots: Mapping[str, Node]) -> None:
+    writes = {node: name for name, node in roots.items() if isinstance(node, Write)}
+    for (one, name), (other, second) in combinations(writes.items(), 2):
+        if one.sink.overlaps(other.sink):
+            raise ParameterError(
+                f"outputs {name!r} and {second!r} are written to one place ({one.sink.describe()}, "
+                f"{other.sink.describe()}). Name folders apart, or union the datasets."
+            )
 
 
 class _Planner:

@@ -128,6 +128,17 @@ def all_leaves(operator: Operator) -> Iterator[Leaf]:
         yield operator
 
 
+def all_kernels(operator: Operator) -> Iterator[Kernel]:
+    """Yield every kernel of an operator tree, inputs first, left to right."""
+    if isinstance(operator, Step):
+        for child in operator.inputs:
+            yield from all_kernels(child)
+        yield operator.kernel
+    elif isinstance(operator, UnionStep):
+        for branch, _ in operator.branches:
+            yield from all_kernels(branch)
+
+
 @dataclass(frozen=True)
 class Exchange:
     """How a stage's output is cut into segments for the partitions of the next.

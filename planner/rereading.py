@@ -7,9 +7,13 @@ own columns and rows alone. Text has to be parsed, so a shared scan of it is kep
 from __future__ import annotations
 
 from ..ops.expressions.expr import Column
+from ..ops.filter import Filter
 from ..ops.node import Node
 from ..ops.project import Project
+from ..ops.sample import Sample
 from ..ops.scan import Scan
+from ..ops.union import Union
+from .plan import Operator, ScanLeaf, all_leaves
 
 #: kinds of sources that are parsed on every read
 PARSED = frozenset({"csv", "json", "text"})
@@ -20,3 +24,23 @@ def is_rereadable(node: Node) -> bool:
     if isinstance(node, Project) and all(isinstance(expr, Column) for _, expr in node.exprs):
         node = node.input
     return isinstance(node, Scan) and node.predicate is None and node.source.kind not in PARSED
+
+
+def is_scanned(node: Node, operator: Operator) -> bool:
+    """Return whether a node's rows come straight from binary files, through nothing but expressions.
+
+    Args:
+        node: the logical node.
+        operator: what it was lowered to.
+    """
+    if not all(isinstance(leaf, ScanLeaf) for leaf in all_leaves(operator)):
+        return False
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if not isinstance(node, Scan | Filter | Project | Sample | Union):
+            return False
+        if isinstance(node, Scan) and node.source.kind in PARSED:
+            return False
+        stack.extend(node.inputs)
+    return True

@@ -162,11 +162,18 @@ class StageBuilder:
             return self.gather(fragment)
         return self.shuffle(fragment, HashPartitioner(tuple(keys), count))
 
-    def ranged(self, fragment: Fragment, keys: tuple[SortKey, ...], count: int) -> Fragment:
-        """Bring rows into ranges of the sort order, whose boundaries come from a sample of the blocks."""
-        sampled = self._sampled(fragment, keys)
-        blocks = _leaf(fragment, BlockLeaf(self.slot(), sampled, fragment.schema))
-        return self._segments(blocks, Exchange(RangePartitioner(keys, count), boundaries_from=sampled))
+    def ranged(
+        self, fragment: Fragment, keys: tuple[SortKey, ...], count: int, alone: Fragment | None = None
+    ) -> Fragment:
+        """Bring rows into ranges of the sort order, whose boundaries come from a sample.
+
+        The sample is drawn from the same rows of ``alone``, which has their keys only; without it from
+        the rows themselves, which wait in blocks until the boundaries are known.
+        """
+        sampled = self._sampled(alone or fragment, keys)
+        if alone is None:
+            fragment = _leaf(fragment, BlockLeaf(self.slot(), sampled, fragment.schema))
+        return self._segments(fragment, Exchange(RangePartitioner(keys, count), boundaries_from=sampled))
 
     def _segments(self, fragment: Fragment, exchange: Exchange) -> Fragment:
         stage = self.cut(fragment, exchange)

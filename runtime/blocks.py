@@ -6,6 +6,7 @@ given the schema, while the file as a whole opens with any Arrow reader.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pyarrow as pa
 from .scratch_file import ScratchFile
 
 _MAGIC = b"ARROW1\0\0"
+#: a range from this size on is mapped
+_MAPPED_BYTES = 64 << 10
 _OPTIONS = pa.ipc.IpcWriteOptions(use_threads=False)
 
 
@@ -109,16 +112,29 @@ def read_segment(buffer: pa.Buffer, schema: pa.Schema) -> Iterator[pa.Table]:
         yield pa.Table.from_batches([batch])
 
 
-def map_range(path: Path, offset: int, length: int) -> pa.Buffer:
-    """Map a byte range of a file into memory; it stays mapped, even if deleted, while it is used.
+def map_range(path: Path | str, offset: int, length: int) -> pa.Buffer:
+    """Map a byte range of a file into memory, where it stays while it is used, even if the file is deleted.
+
+    A short range is read instead: that is faster, and a process may have some 65,000 mappings at most.
 
     Raises:
         FileNotFoundError: the file is gone.
         EOFError: the file is too short to hold the range.
     """
-    with pa.memory_map(str(path)) as file:
-        file.seek(offset)
-        buffer = file.read_buffer(length)
+    if length < _MAPPED_BYTES:
+        buffer = pa.py_buffer(_read_range(path, offset, length))
+    else:
+        with pa.memory_map(str(path)) as file:
+            file.seek(offset)
+            buffer = file.read_buffer(length)
     if buffer.size != length:
         raise EOFError(f"{path} ends within bytes {offset} to {offset + length}")
     return buffer
+
+
+def _read_range(path: Path | str, offset: int, length: int) -> bytes:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(file, length, offset)
+    finally:
+        os.close(file)

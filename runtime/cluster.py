@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
+import signal
+import warnings
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import dask
 from dask.utils import parse_bytes
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Worker, WorkerPlugin
+from distributed.versions import VersionMismatchWarning
 
 from ..errors import ClusterError, ParameterError
 from .dask_executor import DaskExecutor
 from .executor import Executor
 from .memory import anonymous_bytes
 from .memory_watch import MemoryWatch, read_peak
+from .private_scratch import make_private_scratch
 from .spawn import keep_main_out_of_workers
 from .versions import check_versions
 
@@ -41,7 +44,7 @@ CONFIG: dict[str, Any] = {
 class HeadwaterCluster(LocalCluster):
     """A local cluster whose scratch folder goes with it."""
 
-    scratch_to_remove: str | None = None
+    scratch_to_remove: Path | None = None
 
     def close(self, timeout: float | None = None) -> Any:
         """Stop the processes and remove the scratch folder if it was made for this cluster."""
@@ -50,6 +53,16 @@ class HeadwaterCluster(LocalCluster):
         finally:
             if self.scratch_to_remove is not None:
                 shutil.rmtree(self.scratch_to_remove, ignore_errors=True)
+
+
+class LeaveInterrupts(WorkerPlugin):
+    """Makes workers deaf to Ctrl-C, which a terminal sends to every process; the driver stops them."""
+
+    name = "headwater-leave-interrupts"
+
+    def setup(self, worker: Worker) -> None:
+        """Called in the main thread of each worker process as it starts."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def start_local(
@@ -82,8 +95,8 @@ def start_local(
             f"workers={workers}, threads_per_worker={threads_per_worker}: give at least 1 of each."
         )
     limit = _memory(memory_limit)
-    own = tempfile.mkdtemp(prefix="headwater-") if scratch is None else None
-    root = Path(own or scratch or "")
+    own = make_private_scratch() if scratch is None else None
+    root = own or Path(scratch or "")
     cluster: HeadwaterCluster | None = None
     keep_main_out_of_workers()
     try:
@@ -101,6 +114,8 @@ def start_local(
             )
             cluster.scratch_to_remove = own
             client = Client(cluster, set_as_default=False)
+        if processes:
+            client.register_plugin(LeaveInterrupts())
         client.wait_for_workers(workers, timeout=60)
         return cluster, client
     except BaseException as error:
@@ -130,7 +145,9 @@ def join(address: str, timeout: float = 10.0) -> Client:
     """
     address = _address(address)
     try:
-        client = Client(address, timeout=timeout, set_as_default=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VersionMismatchWarning)  # `check_versions` tells what matters
+            client = Client(address, timeout=timeout, set_as_default=False)
     except (OSError, TimeoutError) as error:
         raise ClusterError(
             f"no Dask scheduler answers at {address} within {timeout:g} seconds. "

@@ -13,6 +13,7 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any
 
+import dask
 import pyarrow as pa
 from distributed import Client, Future, KilledWorker
 
@@ -101,7 +102,8 @@ class DaskChannel:
         payload: bytes | Future = pack_program(program)
         if len(payload) > EMBEDDED_BYTES:
             key = f"headwater-{self._run}-s{program.stage}-program"
-            payload = self._client.submit(_carry, payload, key=key, pure=False, retries=3)
+            with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
+                payload = self._client.submit(_carry, payload, key=key, pure=False, retries=3)
         self._payloads[program.stage] = payload
 
     def launch(self, task: Task, worker: str) -> None:
@@ -226,8 +228,8 @@ class DaskChannel:
 
     async def _clean_up(self) -> None:
         await self._stop(STOP_SECONDS)
-        nodes = self._membership.nodes().values()
-        await asyncio.gather(*(self._tell(addresses, "release") for addresses in nodes))
+        workers = [worker.address for worker in self._membership.workers()]
+        await asyncio.gather(*(self._tell([address], "release") for address in workers))
 
     def _require_scheduler(self) -> None:
         if self._client.status != "running":

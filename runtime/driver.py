@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import ClusterError, ParameterError, did_you_mean
+from ..lineage.graph import LineageGraph
 from ..lineage.journal import STATES, Journal, new_run_id
 from ..ops.sink import Sink, StagedFile
 from ..planner.plan import PhysicalPlan
@@ -129,7 +130,7 @@ class Driver:
         self._error: BaseException | None = None
         self._closed = False
         self._channel = executor.open(self.run_id)
-        self._write([_plan_record(plan)])
+        self._write([_plan_record(plan, self.scheduler.lineage)])
 
     # -- running --------------------------------------------------------------------------------
 
@@ -188,8 +189,12 @@ class Driver:
             self._abandon(error)
             raise
 
-    def read(self, name: str) -> Iterator[pa.Table]:
+    def read(self, name: str, partition: int | None = None) -> Iterator[pa.Table]:
         """Yield the rows of an output of a finished run, in order; what was lost meanwhile is made again.
+
+        Args:
+            name: of the output.
+            partition: index of the only one to read; None reads all.
 
         Raises:
             ParameterError: the output went to a sink, or there is none of that name.
@@ -199,7 +204,8 @@ class Driver:
             raise ParameterError(
                 f"output {name!r} was written to {run.stage.sink.describe()}; read it from there."
             )
-        yield from self._read_rows(run, 0, run.stage.partitions)
+        first, stop = (0, run.stage.partitions) if partition is None else (partition, partition + 1)
+        yield from self._read_rows(run, first, stop)
 
     def report(self) -> RunReport:
         """Describe the run as far as it has come."""
@@ -322,7 +328,7 @@ class Driver:
 
     def _abandon(self, error: BaseException) -> None:
         """Leave nothing behind; a second error on the way must not hide the first."""
-        kinds = {KeyboardInterrupt: "interrupted", GeneratorExit: "stopped"}
+        kinds = {KeyboardInterrupt: "interrupted", SystemExit: "interrupted", GeneratorExit: "stopped"}
         steps: list[Callable[[], None]] = [
             self._channel.stop,
             self._abort_sinks,
@@ -381,6 +387,16 @@ def _after(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
             yield table.slice(skipped)
 
 
-def _plan_record(plan: PhysicalPlan) -> list[object]:
-    stages = [[stage.id, stage.key, stage.label, stage.partitions] for stage in plan.stages]
+def _plan_record(plan: PhysicalPlan, lineage: LineageGraph) -> list[object]:
+    stages = [
+        [
+            stage.id,
+            stage.key,
+            stage.label,
+            stage.partitions,
+            [[edge.source, edge.dependency.value, edge.start, edge.stop] for edge in edges],
+            stage.sink is not None,
+        ]
+        for stage, edges in zip(plan.stages, lineage.edges)
+    ]
     return ["plan", stages, dict(plan.outputs)]

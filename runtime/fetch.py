@@ -9,6 +9,7 @@ arrives first.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ class Inputs:
         remote = [segment for segment in distinct if segment.node not in fetcher.roots]
         self.local_bytes = sum(segment.length for segment in local)
         self.remote_bytes = sum(segment.length for segment in remote)
-        lost = [segment for segment in local if not self._is_here(segment)]
+        lost = list(self._not_here(local))
         unreachable = {s.node for s in remote if fetcher.rpc is None or not nodes.get(s.node)}
         lost += [segment for segment in remote if segment.node in unreachable]
         if lost:
@@ -182,14 +183,20 @@ class Inputs:
         except (OSError, EOFError) as error:
             raise _fetch_failed([segment]) from error
 
-    def _is_here(self, segment: Segment) -> bool:
-        try:
-            return self._path(segment).stat().st_size >= segment.offset + segment.length
-        except OSError:
-            return False
+    def _not_here(self, local: Sequence[Segment]) -> Iterator[Segment]:
+        sizes: dict[str, int] = {}
+        for segment in local:
+            path = self._path(segment)
+            if path not in sizes:
+                try:
+                    sizes[path] = os.stat(path).st_size
+                except OSError:
+                    sizes[path] = -1
+            if sizes[path] < segment.offset + segment.length:
+                yield segment
 
-    def _path(self, segment: Segment) -> Path:
-        return self._fetcher.roots[segment.node] / segment.path
+    def _path(self, segment: Segment) -> str:
+        return f"{self._fetcher.roots[segment.node]}/{segment.path}"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..errors import ParameterError
 from .executor import failed
 from .fetch import Fetcher
 from .node_store import NodeStore
+from .private_scratch import make_private_scratch
 from .run_task import run_task
 from .scheduler_events import Event, TaskFinished, WorkerJoined, WorkerLeft
 from .task import Block, Segment, StageProgram, Task
@@ -48,8 +48,8 @@ class InlineExecutor:
             raise ParameterError(
                 f"{workers} workers on {nodes} nodes: give at least one worker to each node."
             )
-        self._own = tempfile.mkdtemp(prefix="headwater-") if scratch is None else None
-        root = Path(self._own or scratch or "")
+        self._own = make_private_scratch() if scratch is None else None
+        root = self._own or Path(scratch or "")
         self._stores = [NodeStore(root / f"node-{number}", quota_bytes) for number in range(nodes)]
         self._stores_of = {f"inline-{n}": self._stores[n % nodes] for n in range(workers)}
         self._channels: list[InlineChannel] = []

@@ -8,7 +8,7 @@ each table carries enough rows to be worth its overhead of about a kilobyte.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -43,15 +43,18 @@ def recut(
     """
     held: list[pa.Table] = []
     rows = bytes = 0
+    measure = _measure(schema)
     for table in stream:
         while table.num_rows:
-            piece, size = _fitting(table, max_rows - rows, max_bytes - bytes)
+            piece, size = _fitting(table, max_rows - rows, max_bytes - bytes, measure)
             held.append(piece)
             rows, bytes = rows + piece.num_rows, bytes + size
             if rows >= max_rows or bytes >= max_bytes:
                 yield joined(held, schema)
                 held, rows, bytes = [], 0, 0
             left = table.num_rows - piece.num_rows
+            if not left:
+                break
             table = table.slice(piece.num_rows, left)  # without a length, rows of no columns never end
     if held:
         yield joined(held, schema)
@@ -79,17 +82,41 @@ def value_bytes(table: pa.Table) -> int:
         >>> value_bytes(pa.table({"x": pa.array([1, 2], pa.int16()), "s": ["a", "bcd"]}))
         8
     """
-    return sum(_bytes_of(chunk) for column in table.columns for chunk in column.chunks)
+    return _measure(table.schema)(table)
 
 
-def _fitting(table: pa.Table, rows: int, bytes: int) -> tuple[pa.Table, int]:
+def _measure(schema: pa.Schema) -> Callable[[pa.Table], int]:
+    """`value_bytes` for tables of a schema; only columns whose values vary in size are looked at."""
+    one = [_fixed_bytes(type) for type in schema.types]
+    fixed = sum(size for size in one if size is not None)
+    varying = [index for index, size in enumerate(one) if size is None]
+
+    def measure(table: pa.Table) -> int:
+        chunks = (chunk for index in varying for chunk in table.column(index).chunks)
+        return fixed * table.num_rows + sum(map(_bytes_of, chunks))
+
+    return measure
+
+
+def _fixed_bytes(type: pa.DataType) -> int | None:
+    """Bytes of each value, None if they vary."""
+    if pa.types.is_boolean(type):
+        return 1
+    whole = pa.types.is_integer(type) or pa.types.is_floating(type)
+    whole = whole or pa.types.is_temporal(type) or pa.types.is_decimal(type)
+    return type.bit_width // 8 if whole else None
+
+
+def _fitting(
+    table: pa.Table, rows: int, bytes: int, measure: Callable[[pa.Table], int]
+) -> tuple[pa.Table, int]:
     """Leading rows up to and with the one that reaches either bound, at least one; and their bytes."""
     piece = table if table.num_rows <= rows else table.slice(0, rows)
-    size = value_bytes(piece)
+    size = measure(piece)
     if size > bytes:
-        count = bisect_left(range(1, piece.num_rows), bytes, key=lambda n: value_bytes(table.slice(0, n)))
+        count = bisect_left(range(1, piece.num_rows), bytes, key=lambda n: measure(table.slice(0, n)))
         piece = table.slice(0, 1 + count)
-        size = value_bytes(piece)
+        size = measure(piece)
     return piece, size
 
 

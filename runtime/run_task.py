@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections import Counter
@@ -102,9 +103,12 @@ class _Attempt:
             ):
                 for given in task.partitions:
                     done.append(self._partition(given))
-        except BaseException:
+        except BaseException as error:
             with suppress(OSError):
                 self.store.delete_blocks(result.block.path for result in done if result.block)
+            if isinstance(error, FileNotFoundError) and str(self.store.root) in str(error):
+                gone = f"the scratch folder {self.store.root} was emptied under a running task"
+                raise OSError(errno.EIO, gone) from error  # unlike an input that isn't there, worth a retry
             raise
         return tuple(done)
 
@@ -240,7 +244,9 @@ class _Tap:
     def __init__(self, program: StageProgram, partition: int):
         self._program = program
         self.digest = Fingerprint(program.schema)
-        self.sampler = KeySampler(program.sample, (program.key, partition)) if program.sample else None
+        # named by the keys alone, so that boundaries don't depend on which stage holds the rows
+        seed: tuple[int | str, ...] = (*map(str, program.sample), partition)
+        self.sampler = KeySampler(program.sample, seed) if program.sample else None
 
     def passing(self, stream: Stream) -> Stream:
         for table in stream:

@@ -15,8 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import NonDeterministicError, RunFailedError
+from ..lineage.recovery import plan_recovery
+from ..lineage.suspects import location
 from ..ops import partitioner as partitioners
-from ..planner.plan import Exchange, PhysicalPlan
+from ..ops.map_batches import MapBatchesKernel
+from ..planner.plan import Exchange, PhysicalPlan, all_kernels
 from .placement import Placement, TaskRun, WorkerSlots
 from .scheduler_events import (
     BlocksLost,
@@ -40,13 +43,13 @@ from .scheduler_events import (
     WorkerLeft,
 )
 from .slicing import slice_partitions
+from .stage_inputs import lineage_of
 from .stage_run import (
     StageRun,
     StageState,
     broadcast_inputs,
     fan_in,
     input_sizes,
-    mark_required,
     partition_input,
 )
 from .task import Block, PartitionResult, StageProgram, Task, TaskResult
@@ -70,6 +73,7 @@ class Scheduler:
         streamed: stages of outputs that wait for `Demand` events instead of running to their end.
 
     Attributes:
+        lineage: what every partition is made from.
         stages: how far each stage is, by id.
         recovery: what failures cost so far.
         error: why the run failed, once it did.
@@ -88,10 +92,8 @@ class Scheduler:
         self.recovery = RecoveryStats()
         self.error: BaseException | None = None
         outputs = set(plan.outputs.values())
+        self.lineage = lineage_of(plan)
         self.stages = [StageRun(stage, stage.id in outputs) for stage in plan.stages]
-        for stage in self.stages:
-            for parent in stage.reads:
-                self.stages[parent].consumers.append(stage.stage.id)
         for stage_id in streamed:
             self.stages[stage_id].limit = 0
         self.placement = Placement()
@@ -168,7 +170,8 @@ class Scheduler:
             done.append([partition.index, partition.rows, size, partition.fingerprint])
         stage.add_metrics(result.metrics)
         stage.tasks_finished += 1
-        self._record(["task", result.stage, result.id, result.attempt, result.node, done])
+        seconds = round(result.metrics.seconds, 3)
+        self._record(["task", result.stage, result.id, result.attempt, result.node, done, seconds])
 
     def _task_failed(self, event: TaskFailed) -> None:
         task = self._current(event.id, event.attempt)
@@ -272,7 +275,8 @@ class Scheduler:
             self._out.append(Finished())
 
     def _ready(self, stage: StageRun) -> bool:
-        awaited = stage.stage.parents if stage.state is StageState.WAITING else stage.reads
+        waiting = stage.state is StageState.WAITING
+        awaited = stage.stage.parents if waiting else self.lineage.sources[stage.stage.id]
         return all(self.stages[parent].state is StageState.FINISHED for parent in awaited)
 
     def _run_stage(self, stage: StageRun) -> None:
@@ -288,7 +292,7 @@ class Scheduler:
             rows = sum(result.rows for result in stage.results if result is not None)
             self._record(["stage", stage.stage.id, rows])
             self._out.append(StageFinished(stage.stage.id))
-            for touched in (*stage.reads, stage.stage.id):
+            for touched in (*self.lineage.sources[stage.stage.id], stage.stage.id):
                 self._collect(self.stages[touched])
 
     def _resolve(self, stage: StageRun) -> None:
@@ -371,27 +375,28 @@ class Scheduler:
         Partitions that run now need nothing more: they finish, or come back naming what they lack.
         """
         self._lossy = False
-        required = [np.zeros(stage.stage.partitions, dtype=bool) for stage in self.stages]
-        for stage in reversed(self.stages):
-            needed = required[stage.stage.id]
-            if stage.is_output:
-                needed |= ~stage.taken
-            lost = needed & stage.done & ~stage.alive
-            if lost.any():
-                stage.done[lost] = False
-                stage.state = StageState.RUNNING
-                self._announced = False
-                rerun = np.flatnonzero(lost).tolist()
-                self.recovery.partitions_rerun.extend((stage.stage.id, p) for p in rerun)
-                self._record(["rerun", stage.stage.id, rerun])
-            mark_required(stage, ~stage.done & ~stage.running, self.stages, required)
+        plan = plan_recovery(
+            self.lineage,
+            present=[stage.alive | stage.running for stage in self.stages],
+            needed=[~stage.taken & stage.is_output for stage in self.stages],
+            unfinished=[~(stage.done | stage.running) for stage in self.stages],
+            segments=lambda stage: self.stages[stage].filled,
+        )
+        for stage_id, partitions in plan.steps():
+            stage = self.stages[stage_id]
+            stage.done[partitions] = False
+            stage.state = StageState.RUNNING
+            self._announced = False
+            self.recovery.partitions_rerun.extend((stage_id, p) for p in partitions.tolist())
+            self._record(["rerun", stage_id, partitions.tolist()])
         self._parked.extend(self.placement.drain())
 
     # -- ends -----------------------------------------------------------------------------------
 
     def _collect(self, stage: StageRun) -> None:
         """Release the blocks that nobody will read again."""
-        if all(self.stages[c].state is StageState.FINISHED for c in stage.consumers):
+        consumers = self.lineage.consumers[stage.stage.id]
+        if all(self.stages[consumer].state is StageState.FINISHED for consumer in consumers):
             mask = stage.alive & stage.taken if stage.is_output else stage.alive.copy()
             self._release(stage, mask)
 
@@ -459,10 +464,13 @@ def _failed(text: str, cause: BaseException) -> RunFailedError:
 
 
 def _non_deterministic(stage: StageRun, partition: int) -> NonDeterministicError:
+    kernels = [k for k in all_kernels(stage.stage.operator) if isinstance(k, MapBatchesKernel)]
+    functions = " or ".join(dict.fromkeys(f"map_batches({k.name}), {location(k.function)}" for k in kernels))
+    cause = f"The cause is in {functions}. " if functions else "Has a file it reads changed since? "
     return NonDeterministicError(
-        f"{stage.stage.label}: partition {partition} was computed again and came out different. "
-        "Functions given to Headwater must return the same for the same rows: "
-        "no clocks, no unseeded random numbers, no state."
+        f"{stage.stage.label}: partition {partition} was computed again and came out different. {cause}"
+        "Functions given to Headwater must return the same for the same rows: no clocks, no unseeded random "
+        "numbers, no state, no order of sets. `headwater check FILE` finds the line."
     )
 
 

@@ -5,7 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..planner.plan import Leaf, Operator, Step, UnionStep
+from ..lineage.graph import Dependency, Edge, LineageGraph
+from ..planner.plan import (
+    BlockLeaf,
+    BroadcastLeaf,
+    Leaf,
+    Operator,
+    PhysicalPlan,
+    ScanLeaf,
+    ShuffleLeaf,
+    Step,
+    UnionStep,
+)
+
+_DEPENDENCIES: dict[type[Leaf], Dependency] = {
+    BlockLeaf: Dependency.NARROW,
+    ShuffleLeaf: Dependency.WIDE,
+    BroadcastLeaf: Dependency.BROADCAST,
+}
 
 
 @dataclass(frozen=True)
@@ -35,3 +52,16 @@ def leaf_ranges(operator: Operator, count: int, start: int = 0) -> Iterator[Leaf
             start += branch_count
     else:
         yield LeafRange(operator, start, start + count)
+
+
+def lineage_of(plan: PhysicalPlan) -> LineageGraph:
+    """Build the lineage graph of a plan: one edge for each leaf that reads an earlier stage."""
+    edges = (
+        tuple(
+            Edge(reads.leaf.stage, _DEPENDENCIES[type(reads.leaf)], reads.start, reads.stop)
+            for reads in leaf_ranges(stage.operator, stage.partitions)
+            if not isinstance(reads.leaf, ScanLeaf)
+        )
+        for stage in plan.stages
+    )
+    return LineageGraph(tuple(stage.partitions for stage in plan.stages), tuple(edges))

@@ -46,11 +46,7 @@ class StageRun:
         self.is_output = is_output
         self.state = StageState.WAITING
         self.ranges = tuple(leaf_ranges(stage.operator, count))
-        #: ids of stages whose blocks it reads; without the one that only gives boundaries
-        self.reads = tuple(sorted({r.leaf.stage for r in self.ranges if not isinstance(r.leaf, ScanLeaf)}))
         self.exchange = stage.exchange
-        #: ids of stages that read its blocks
-        self.consumers: list[int] = []
         #: has a result that counts
         self.done = np.zeros(count, dtype=bool)
         #: its block can be read, or it is staged in a sink
@@ -91,6 +87,11 @@ class StageRun:
             empty = np.zeros((self.stage.partitions, 0), dtype=np.int64)
             self._lengths = empty if offsets is None else np.diff(offsets, axis=1)
         return self._lengths
+
+    @property
+    def filled(self) -> np.ndarray | None:
+        """Bytes of each segment as `lengths`, or None as long as no partition tells how many there are."""
+        return None if self.offsets is None else self.lengths
 
     @property
     def block_bytes(self) -> np.ndarray:
@@ -191,22 +192,6 @@ def fan_in(run: StageRun, runs: list[StageRun]) -> int:
         if isinstance(leaves.leaf, ShuffleLeaf):
             segments += int(np.count_nonzero(runs[leaves.leaf.stage].lengths))
     return max(1, segments // max(1, run.stage.partitions))
-
-
-def mark_required(run: StageRun, mask: np.ndarray, runs: list[StageRun], required: list[np.ndarray]) -> None:
-    """Mark in ``required`` the blocks that the partitions of a stage in ``mask`` read."""
-    for leaves in run.ranges:
-        leaf = leaves.leaf
-        wanted = mask[leaves.start : leaves.stop]
-        if isinstance(leaf, ScanLeaf) or not wanted.any():
-            continue
-        source = runs[leaf.stage]
-        if isinstance(leaf, BlockLeaf):
-            required[leaf.stage] |= wanted
-        elif isinstance(leaf, BroadcastLeaf) or source.offsets is None:
-            required[leaf.stage][:] = True
-        else:
-            required[leaf.stage] |= ~source.done | (source.lengths[:, wanted] > 0).any(axis=1)
 
 
 def partition_input(run: StageRun, partition: int, runs: list[StageRun]) -> PartitionInput:

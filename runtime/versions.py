@@ -6,11 +6,12 @@ import platform
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
-
-from distributed import Client
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ClusterError, VersionMismatchError
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 #: package to how many parts of its version must agree between driver and workers
 PACKAGES = {"headwater": 3, "dask": 3, "distributed": 3, "cloudpickle": 1, "pyarrow": 2, "numpy": 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import platform
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import cloudpickle
 import pyarrow as pa
 from distributed import Worker, WorkerPlugin, get_worker
+from tblib import pickling_support
 
 from ..errors import ClusterError, HeadwaterError, SerializationError
 from .broadcast import BroadcastCache
@@ -98,13 +100,15 @@ class WorkerRuntime:
         self.fetcher = Fetcher(roots, worker.rpc, worker.loop.asyncio_loop, store.space, options)
         self.broadcasts = BroadcastCache(broadcast_bytes)
         self._programs: OrderedDict[bytes, StageProgram] = OrderedDict()
-        self._cancelled: OrderedDict[str, threading.Event] = OrderedDict()
+        #: flags of the tasks that run, and names of those that were cancelled before they began
+        self._running: dict[str, threading.Event] = {}
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
     def install(self) -> None:
         """Attach to the worker."""
         self.worker.headwater = self
-        for operation in (self.fetch, self.cancel, self.release, self.info):
+        for operation in (self.fetch, self.cancel, self.release, self.blocks, self.info):
             self.worker.handlers[f"headwater_{operation.__name__}"] = operation
 
     def execute(self, task: Task, payload: bytes) -> TaskResult:
@@ -112,7 +116,11 @@ class WorkerRuntime:
         program = self.program(payload)
         with self._cancellable(f"{task.run}/{task.name}") as flag:
             name = str(self.worker.address)
-            return run_task(task, program, self.store, self.fetcher, name, flag, self.broadcasts)
+            try:
+                return run_task(task, program, self.store, self.fetcher, name, flag, self.broadcasts)
+            except HeadwaterError as error:
+                _make_portable(error)
+                raise
 
     def program(self, payload: bytes) -> StageProgram:
         """Unpickle a stage's program, or take it from the last ones used."""
@@ -129,18 +137,29 @@ class WorkerRuntime:
 
     async def cancel(self, run: str, names: Any) -> dict[str, Any]:
         """Stop tasks, by `Task.name`: those that run at their next table, those that come when they begin."""
-        for name in names:
-            self._flag(f"{run}/{name}").set()
+        with self._lock:
+            for key in (f"{run}/{name}" for name in names):
+                if key in self._running:
+                    self._running[key].set()
+                else:
+                    self._cancelled[key] = None
+            while len(self._cancelled) > _CANCELLATIONS_KEPT:
+                self._cancelled.popitem(last=False)
         return {"status": "OK"}
 
     async def release(self, run: str, paths: Any = None) -> dict[str, Any]:
-        """Delete blocks by path, or all that a run left on this node."""
+        """Delete blocks by path, or all that a run left on this node and in this process."""
         if paths is not None:
             freed = await asyncio.to_thread(self.store.delete_blocks, list(paths))
         else:
-            self.broadcasts.forget(run)
+            self._forget(run)
             freed = await asyncio.to_thread(self.store.remove_run, run)
         return {"status": "OK", "freed_bytes": freed}
+
+    async def blocks(self, run: str) -> dict[str, Any]:
+        """List the blocks of a run that this node has, as (stage, partition, attempt)."""
+        found = await asyncio.to_thread(self.store.blocks, run)
+        return {"status": "OK", "blocks": [(b.stage, b.partition, b.attempt) for b in found]}
 
     async def info(self) -> dict[str, Any]:
         """Tell who this worker is, and what it runs."""
@@ -161,24 +180,28 @@ class WorkerRuntime:
     def stop(self) -> None:
         """Cancel all that runs; the worker is closing."""
         with self._lock:
-            for flag in self._cancelled.values():
+            for flag in self._running.values():
                 flag.set()
 
-    def _flag(self, key: str) -> threading.Event:
+    def _forget(self, run: str) -> None:
+        self.broadcasts.forget(run)
         with self._lock:
-            flag = self._cancelled.setdefault(key, threading.Event())
-            while len(self._cancelled) > _CANCELLATIONS_KEPT:
-                self._cancelled.popitem(last=False)
-            return flag
+            for payload in [key for key, program in self._programs.items() if program.run == run]:
+                del self._programs[payload]
 
     @contextmanager
     def _cancellable(self, key: str) -> Iterator[threading.Event]:
-        flag = self._flag(key)
+        flag = threading.Event()
+        with self._lock:
+            self._running[key] = flag
+            if key in self._cancelled:
+                del self._cancelled[key]
+                flag.set()
         try:
             yield flag
         finally:
             with self._lock:
-                self._cancelled.pop(key, None)
+                del self._running[key]
 
 
 class HeadwaterWorkerPlugin(WorkerPlugin):
@@ -207,13 +230,15 @@ class HeadwaterWorkerPlugin(WorkerPlugin):
         self.options, self.arrow_threads = options, arrow_threads
 
     async def setup(self, worker: Worker) -> None:
-        """Attach a runtime, unless another session of the cluster has already."""
+        """Attach a runtime, unless another session of the cluster has already, and tidy the scratch folder."""
+        multiprocessing.current_process().daemon = False  # user functions may start processes
         if self.arrow_threads:
             pa.set_cpu_count(self.arrow_threads)
             pa.set_io_thread_count(max(2, self.arrow_threads))
         if getattr(worker, "headwater", None) is None:
             store = await asyncio.to_thread(self._open_store)
             WorkerRuntime(worker, store, self.options).install()
+        await asyncio.to_thread(runtime_of(worker).store.purge_orphans, self.keep_seconds)
 
     def teardown(self, worker: Worker) -> None:
         """Stop the tasks of a worker that closes; a plugin that is only replaced leaves them running."""
@@ -222,9 +247,7 @@ class HeadwaterWorkerPlugin(WorkerPlugin):
             runtime.stop()
 
     def _open_store(self) -> NodeStore:
-        store = NodeStore(Path(self.scratch) if self.scratch else default_scratch(), self.quota_bytes)
-        store.purge_orphans(self.keep_seconds)
-        return store
+        return NodeStore(Path(self.scratch) if self.scratch else default_scratch(), self.quota_bytes)
 
 
 def _load(payload: bytes) -> StageProgram:
@@ -237,6 +260,16 @@ def _load(payload: bytes) -> StageProgram:
             f"worker {platform.node()} can't load a stage's program: {type(error).__name__}: {error}. "
             "Modules that user functions import must be installed on every worker."
         ) from error
+
+
+def _make_portable(error: HeadwaterError) -> None:
+    """Drop the cause of an error if it can't be pickled, or Dask would drop the error's type."""
+    cause = error.__cause__
+    try:
+        pickling_support.install(error, *([] if cause is None else [cause]))  # with tracebacks, as Dask does
+        cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        error.__cause__ = error.__context__ = None
 
 
 def _version(package: str) -> str | None:

@@ -5,15 +5,17 @@ A call holds only the function's name, so that it pickles small and has a canoni
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import pyarrow as pa
 
-from ...errors import TypeMismatchError
+from ...errors import ParameterError, TypeMismatchError
 from .expr import Computed, Expr, Literal, Value, operand
 from .literals import as_expr
 from .types import NoCommonTypeError, is_text, type_name
@@ -169,6 +171,8 @@ class Call(Computed):
             return self.definition.hint.format(*(operand(child) for child in self.children))
         if len(types) < 2 or types[0] == types[1]:
             return ""
+        if self.function in ("is_in", "when", "coalesce"):
+            return "Write values of one type, or cast them to one, as col('x').cast('string')."
         at = next((i for i, type in enumerate(types[:2]) if is_text(type)), 0)
         written = self.children[at]
         if isinstance(written, Literal) and not isinstance(self.children[1 - at], Literal):
@@ -224,4 +228,35 @@ def call(function: str, *args: Any, **options: Any) -> Call:
         >>> call("add", col("x"), 1)
         col('x') + 1
     """
-    return Call(function, [as_expr(arg) for arg in args], tuple(sorted(options.items())))
+    given = tuple((name, _checked(function, name, options[name])) for name in sorted(options))
+    return Call(function, [as_expr(arg) for arg in args], given)
+
+
+#: what an option takes, by the annotation of the kernel's parameter
+_OPTIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "str": (lambda value: value if isinstance(value, str) else None, "a text"),
+    "bool": (lambda value: value if isinstance(value, bool) else None, "True or False"),
+    "int": (lambda value: None if isinstance(value, bool) else operator.index(value), "a whole number"),
+    "float": (lambda value: None if isinstance(value, str | bool) else float(value), "a number"),
+}
+
+
+def _checked(function: str, option: str, value: Any) -> Any:
+    """Return an option as its kernel takes it, NumPy's numbers as Python's."""
+    annotation = _annotations(function).get(option, "")
+    kinds = [_OPTIONS[kind] for kind in str(annotation).split(" | ") if kind in _OPTIONS]
+    if value is None and "None" in str(annotation):
+        return None
+    for convert, _ in kinds:
+        with contextlib.suppress(TypeError, ValueError):
+            if (converted := convert(value)) is not None:
+                return converted
+    if kinds:
+        wanted = " or ".join(text for _, text in kinds)
+        raise ParameterError(f"{function}({option}={value!r}): give {wanted}, not {type(value).__name__}.")
+    return value
+
+
+@cache
+def _annotations(function: str) -> dict[str, Any]:
+    return inspect.get_annotations(FUNCTIONS[function].kernel)

@@ -27,6 +27,9 @@ class When:
         self._decided = decided
         self._condition = condition
 
+    def __repr__(self) -> str:
+        return f"when({self._condition}), which lacks its .then(...),"
+
     def then(self, value: Any) -> Then:
         """Give the value where the condition is the first that is true."""
         return Then((*self._decided, self._condition, as_expr(value)))

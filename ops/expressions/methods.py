@@ -27,6 +27,8 @@ class Methods:
         """Return the same value under another column name."""
         from .expr import Alias
 
+        if not isinstance(name, str):
+            raise TypeMismatchError(f"{self}.alias({name!r}): a column's name is a text.")
         return Alias(self, name)  # type: ignore[arg-type]
 
     def cast(self, type: Any, strict: bool = True) -> Expr:
@@ -150,7 +152,7 @@ class Methods:
 
     def log(self, base: float | None = None) -> Expr:
         """The logarithm, natural unless a base is given; -inf at 0, NaN below."""
-        return call("log", self) if base is None else call("log", self, base=float(base))
+        return call("log", self) if base is None else call("log", self, base=base)
 
     def log10(self) -> Expr:
         """The logarithm to base 10."""
@@ -178,7 +180,7 @@ class Methods:
 
     def round(self, decimals: int = 0) -> Expr:
         """Round to some decimals, halves to the even neighbour (NumPy, Python); negative: tens, hundreds."""
-        return call("round", self, decimals=int(decimals))
+        return call("round", self, decimals=decimals)
 
     def clip(self, lower: Any = None, upper: Any = None) -> Expr:
         """Limit to bounds (constants or expressions; None is no bound). Null and NaN stay."""

@@ -22,7 +22,7 @@ class ListNamespace:
 
     def get(self, index: int) -> Expr:
         """The item at a position, negative ones counted from the end; null if there is none."""
-        return call("list.get", self._expr, index=int(index))
+        return call("list.get", self._expr, index=index)
 
     def contains(self, value: Any) -> Expr:
         """Whether an item equals a constant; null items equal nothing."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -13,7 +14,6 @@ from ...errors import HeadwaterError
 from .call import Call
 from .expr import Alias, Column, Computed, Expr, Literal, fold
 
-_EMPTY = pa.table({})
 _COMPARISONS = ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
 _NEGATED = {
     "equal": "not_equal",
@@ -50,14 +50,10 @@ class ColumnStatistics:
 
 
 class Outcome(NamedTuple):
-    """What a boolean expression may be for some row (null apart)."""
+    """What a boolean expression may be for some row of each piece (null apart)."""
 
-    true: bool
-    false: bool
-
-
-_UNKNOWN = Outcome(True, True)
-_NEVER = Outcome(False, False)
+    true: np.ndarray
+    false: np.ndarray
 
 
 def can_match(expr: Expr, statistics: Mapping[str, ColumnStatistics]) -> bool:
@@ -76,147 +72,199 @@ def can_match(expr: Expr, statistics: Mapping[str, ColumnStatistics]) -> bool:
         >>> can_match(col("x") > 5, {"x": ColumnStatistics(min=1, max=5)})
         False
     """
-    return fold(expr, lambda part, inner: _outcome(part, inner, statistics), Computed).true
+    return bool(which_match(expr, {name: [known] for name, known in statistics.items()}, 1)[0])
 
 
-def _outcome(expr: Expr, inner: Sequence[Outcome], statistics: Mapping[str, ColumnStatistics]) -> Outcome:
+def which_match(expr: Expr, statistics: Mapping[str, Sequence[ColumnStatistics]], pieces: int) -> np.ndarray:
+    """Judge a predicate of many pieces of data at once, as `can_match` does of one.
+
+    Args:
+        expr: a boolean expression.
+        statistics: what is known of each column in each piece; columns may be missing.
+        pieces: how many there are.
+
+    Returns:
+        For each piece whether some row may satisfy the predicate: bool, shape (pieces,).
+
+    Example:
+        >>> from headwater.ops.expressions import col
+        >>> which_match(col("x") > 5, {"x": [ColumnStatistics(1, 5), ColumnStatistics(4, 9)]}, 2).tolist()
+        [False, True]
+    """
+    ranges = {name: _ranges(statistics[name]) for name in sorted(expr.columns()) if name in statistics}
+    return fold(expr, lambda part, inner: _outcome(part, inner, ranges, pieces), Computed).true
+
+
+#: a literal, or an array of a value for each piece, null where it isn't known
+Bound: TypeAlias = Literal | pa.Array
+
+
+@dataclass(frozen=True)
+class _Ranges:
+    """What is known of a column in each piece."""
+
+    low: pa.Array
+    high: pa.Array
+    has_null: np.ndarray
+    has_value: np.ndarray
+
+
+def _outcome(expr: Expr, inner: Sequence[Outcome], ranges: Mapping[str, _Ranges], pieces: int) -> Outcome:
     if isinstance(expr, Alias):
         return inner[0]
     if isinstance(expr, Literal):
-        return _of_literal(expr)
-    if isinstance(expr, Column):
-        return _of_flag(expr, statistics)
+        return _of_literal(expr, pieces)
+    if isinstance(expr, Column) and expr.name in ranges:
+        return _of_flag(ranges[expr.name])
     if not isinstance(expr, Call):
-        return _UNKNOWN
-    if expr.function == "and":
-        return Outcome(all(o.true for o in inner), any(o.false for o in inner))
-    if expr.function == "or":
-        return Outcome(any(o.true for o in inner), all(o.false for o in inner))
+        return _constant(True, True, pieces)
+    if expr.function in ("and", "or"):
+        every, some = np.logical_and.reduce, np.logical_or.reduce
+        first, second = (every, some) if expr.function == "and" else (some, every)
+        return Outcome(first([o.true for o in inner]), second([o.false for o in inner]))
     if expr.function == "not":
         return Outcome(inner[0].false, inner[0].true)
-    if expr.function in ("is_null", "is_not_null"):
-        return _of_null_test(expr, statistics)
-    if expr.function == "is_in":
-        return _of_membership(expr, statistics)
+    first_column = expr.children[0]
+    known = ranges.get(first_column.name) if isinstance(first_column, Column) else None
+    if expr.function in ("is_null", "is_not_null") and known is not None:
+        null, valid = known.has_null, known.has_value
+        return Outcome(null, valid) if expr.function == "is_null" else Outcome(valid, null)
+    if expr.function == "is_in" and known is not None:
+        return _of_membership(expr, known)
     if expr.function in _COMPARISONS:
-        return _of_comparison(expr, statistics)
-    return _UNKNOWN
+        return _of_comparison(expr, ranges, pieces)
+    return _constant(True, True, pieces)
 
 
-def _of_literal(expr: Literal) -> Outcome:
+def _constant(true: bool, false: bool, pieces: int) -> Outcome:
+    return Outcome(np.full(pieces, true), np.full(pieces, false))
+
+
+def _of_literal(expr: Literal, pieces: int) -> Outcome:
     value = expr.scalar.as_py()
     if value is None:
-        return _NEVER
-    return Outcome(value, not value) if isinstance(value, bool) else _UNKNOWN
+        return _constant(False, False, pieces)
+    return _constant(value, not value, pieces) if isinstance(value, bool) else _constant(True, True, pieces)
 
 
-def _of_flag(expr: Column, statistics: Mapping[str, ColumnStatistics]) -> Outcome:
-    known = statistics.get(expr.name, ColumnStatistics())
-    if known.all_null:
-        return _NEVER
-    low, high = _python(known.min), _python(known.max)
-    return Outcome(high is not False, low is not True)
+def _of_flag(known: _Ranges) -> Outcome:
+    if not pa.types.is_boolean(known.low.type):
+        return Outcome(known.has_value, known.has_value)
+    high, low = _numpy(pc.fill_null(known.high, True)), _numpy(pc.fill_null(known.low, False))
+    return Outcome(high & known.has_value, ~low & known.has_value)
 
 
-def _python(value: Any) -> Any:
-    return value.as_py() if isinstance(value, pa.Scalar) else value
-
-
-def _of_null_test(expr: Call, statistics: Mapping[str, ColumnStatistics]) -> Outcome:
-    column = expr.children[0]
-    if not isinstance(column, Column):
-        return _UNKNOWN
-    known = statistics.get(column.name, ColumnStatistics())
-    null, valid = known.null_count != 0, not known.all_null
-    return Outcome(null, valid) if expr.function == "is_null" else Outcome(valid, null)
-
-
-def _of_membership(expr: Call, statistics: Mapping[str, ColumnStatistics]) -> Outcome:
-    column, members = expr.children
-    if not isinstance(column, Column) or not isinstance(members, Literal):
-        return _UNKNOWN
-    if statistics.get(column.name, ColumnStatistics()).all_null:
-        return _NEVER
-    bounds = _bounds(column, statistics)
-    if bounds is None:
-        return _UNKNOWN
-    low, high = bounds
+def _of_membership(expr: Call, known: _Ranges) -> Outcome:
+    members = expr.children[1]
+    if not isinstance(members, Literal):
+        return Outcome(known.has_value, known.has_value)
     values = [Literal(item, members.typed) for item in members.scalar if item.is_valid]
     if len(values) > 1000:
-        return _UNKNOWN
-    true = any(_may(low, "less_equal", value) and _may(value, "less_equal", high) for value in values)
-    return Outcome(true, True)
+        return Outcome(known.has_value, known.has_value)
+    true = np.zeros(len(known.low), bool)
+    for value in values:
+        true |= _may(known.low, "less_equal", value) & _may(value, "less_equal", known.high)
+    unknown = _numpy(known.low.is_null())
+    return Outcome((true | unknown) & known.has_value, known.has_value)
 
 
-def _of_comparison(expr: Call, statistics: Mapping[str, ColumnStatistics]) -> Outcome:
-    names = [child.name for child in expr.children if isinstance(child, Column)]
-    if any(statistics.get(name, ColumnStatistics()).all_null for name in names):
-        return _NEVER
+def _of_comparison(expr: Call, ranges: Mapping[str, _Ranges], pieces: int) -> Outcome:
+    columns = [
+        ranges[child.name] for child in expr.children if isinstance(child, Column) and child.name in ranges
+    ]
     if any(isinstance(child, Literal) and not child.scalar.is_valid for child in expr.children):
-        return _NEVER
-    sides = [_bounds(child, statistics) for child in expr.children]
-    if sides[0] is None or sides[1] is None or not names:
-        return _UNKNOWN
+        return _constant(False, False, pieces)
+    possible = np.logical_and.reduce([np.full(pieces, True), *(known.has_value for known in columns)])
+    sides = [_bounds(child, ranges) for child in expr.children]
+    if sides[0] is None or sides[1] is None or not columns:
+        return Outcome(possible, possible)
     true = _satisfiable(expr.function, sides[0], sides[1])
-    if any(_is_float(bound) for side in sides if side for bound in side):  # NaN isn't within the bounds
-        return Outcome(true or expr.function == "not_equal", True)
-    return Outcome(true, _satisfiable(_NEGATED[expr.function], sides[0], sides[1]))
+    if any(pa.types.is_floating(_type(bound)) for side in sides if side for bound in side):
+        # NaN isn't within the bounds
+        return Outcome(possible & (true | (expr.function == "not_equal")), possible)
+    return Outcome(possible & true, possible & _satisfiable(_NEGATED[expr.function], sides[0], sides[1]))
 
 
-Bounds = tuple[Literal, Literal]
+Bounds: TypeAlias = tuple[Bound, Bound]
 
 
-def _satisfiable(function: str, a: Bounds, b: Bounds) -> bool:
+def _satisfiable(function: str, a: Bounds, b: Bounds) -> np.ndarray:
     if function in ("less", "less_equal"):
         return _may(a[0], function, b[1])
     if function in ("greater", "greater_equal"):
         return _may(a[1], function, b[0])
     if function == "equal":
-        return _may(a[0], "less_equal", b[1]) and _may(b[0], "less_equal", a[1])
-    return _may(a[0], "not_equal", a[1]) or _may(b[0], "not_equal", b[1]) or _may(a[0], "not_equal", b[0])
+        return _may(a[0], "less_equal", b[1]) & _may(b[0], "less_equal", a[1])
+    return _may(a[0], "not_equal", a[1]) | _may(b[0], "not_equal", b[1]) | _may(a[0], "not_equal", b[0])
 
 
-def _may(a: Literal, function: str, b: Literal) -> bool:
-    """Compare as the engine will; what can't be compared may be anything."""
+def _may(a: Bound, function: str, b: Bound) -> np.ndarray:
+    """Compare as the engine will; what isn't known or can't be compared may be anything."""
+    arrays = {name: side for name, side in (("a", a), ("b", b)) if isinstance(side, pa.Array)}
+    sides = [Column(name) if isinstance(side, pa.Array) else side for name, side in (("a", a), ("b", b))]
     try:
-        return Call(function, (a, b)).evaluate(_EMPTY).as_py() is not False
+        answer = Call(function, sides).evaluate(pa.table(arrays))
     except (HeadwaterError, pa.ArrowException, TypeError):
-        return True
+        return np.array(True)
+    if isinstance(answer, pa.Scalar):
+        return np.array(answer.as_py() is not False)
+    return _numpy(pc.fill_null(answer, True))
 
 
-def _bounds(expr: Expr, statistics: Mapping[str, ColumnStatistics]) -> Bounds | None:
+def _bounds(expr: Expr, ranges: Mapping[str, _Ranges]) -> Bounds | None:
     if isinstance(expr, Literal):
         return expr, expr
-    if not isinstance(expr, Column) or expr.name not in statistics:
+    if not isinstance(expr, Column) or expr.name not in ranges:
         return None
-    known = statistics[expr.name]
-    if known.min is None or known.max is None:
-        return None
-    low, high = _typed(known.min, known.type), _typed(known.max, known.type)
-    if low is None or high is None:
-        return None
-    return low, high
+    return ranges[expr.name].low, ranges[expr.name].high
 
 
-def _typed(value: Any, type: pa.DataType | None) -> Literal | None:
+def _type(bound: Bound) -> pa.DataType:
+    return bound.scalar.type if isinstance(bound, Literal) else bound.type
+
+
+def _ranges(known: Sequence[ColumnStatistics]) -> _Ranges:
+    type = next((piece.type for piece in known if piece.type is not None), None)
+    low, high = _typed([piece.min for piece in known], type), _typed([piece.max for piece in known], type)
+    both = pc.and_(low.is_valid(), high.is_valid())
+    return _Ranges(
+        pc.if_else(both, low, pa.scalar(None, low.type)),
+        pc.if_else(both, high, pa.scalar(None, high.type)),
+        np.array([piece.null_count != 0 for piece in known], bool),
+        np.array([not piece.all_null for piece in known], bool),
+    )
+
+
+def _typed(values: Sequence[Any], type: pa.DataType | None) -> pa.Array:
+    """Bounds as one array; null where there is none that can be used."""
+    given = [value.as_py() if isinstance(value, pa.Scalar) else value for value in values]
+    typed = type is not None or any(isinstance(value, pa.Scalar) for value in values)
+    if type is None:
+        type = next((value.type for value in values if isinstance(value, pa.Scalar)), None)
     try:
-        scalar = value if isinstance(value, pa.Scalar) else pa.scalar(value, type)
-        scalar = scalar if type is None or scalar.type == type else scalar.cast(type)
+        array = pa.array(given, type)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return None
-    if not scalar.is_valid or (pa.types.is_floating(scalar.type) and pc.is_nan(scalar).as_py()):
-        return None
-    if type is None and not isinstance(value, pa.Scalar) and _depends_on_type(scalar.type):
-        return None
-    return Literal(scalar, typed=True)
+        return pa.nulls(len(values)) if len(values) == 1 else _one_by_one(values, type)
+    if not typed and _depends_on_type(array.type):
+        return pa.nulls(len(values))
+    if pa.types.is_floating(array.type):
+        return pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+    return array
+
+
+def _one_by_one(values: Sequence[Any], type: pa.DataType | None) -> pa.Array:
+    arrays = [_typed([value], type) for value in values]
+    type = type or next((array.type for array in arrays if not pa.types.is_null(array.type)), pa.null())
+    return pa.concat_arrays([array if array.type == type else pa.nulls(1, type) for array in arrays])
 
 
 def _depends_on_type(type: pa.DataType) -> bool:
     return pa.types.is_floating(type) or (pa.types.is_timestamp(type) and type.tz is not None)
 
 
-def _is_float(bound: Literal) -> bool:
-    return pa.types.is_floating(bound.scalar.type)
+def _numpy(flags: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    flags = flags.combine_chunks() if isinstance(flags, pa.ChunkedArray) else flags
+    return flags.to_numpy(zero_copy_only=False)
 
 
 _OPERATORS: dict[str, str] = {

@@ -82,7 +82,7 @@ class StringNamespace:
             A string expression.
         """
         _check(pattern, literal)
-        return call("str.replace", self._expr, pattern=pattern, value=value, literal=literal, n=int(n))
+        return call("str.replace", self._expr, pattern=pattern, value=value, literal=literal, n=n)
 
     def extract(self, pattern: str, group: int | str = 1) -> Expr:
         r"""Return a group of the first match of a regular expression; null without a match.
@@ -106,12 +106,13 @@ class StringNamespace:
         """
         from .string_kernels import check_group
 
+        found = call("str.extract", self._expr, pattern=pattern, group=group)
         check_group(pattern, group)
-        return call("str.extract", self._expr, pattern=pattern, group=group)
+        return found
 
     def slice(self, start: int, length: int | None = None) -> Expr:
         """Characters from a position on (negative: from the end); all the rest without a length."""
-        return call("str.slice", self._expr, start=int(start), length=length)
+        return call("str.slice", self._expr, start=start, length=length)
 
     def split(self, separator: str) -> Expr:
         """The pieces between separators, as a list."""
@@ -123,15 +124,15 @@ class StringNamespace:
 
     def pad_start(self, width: int, fill: str = " ") -> Expr:
         """Filled at the start to at least a number of characters."""
-        return call("str.pad_start", self._expr, width=int(width), fill=fill)
+        return call("str.pad_start", self._expr, width=width, fill=fill)
 
     def pad_end(self, width: int, fill: str = " ") -> Expr:
         """Filled at the end to at least a number of characters."""
-        return call("str.pad_end", self._expr, width=int(width), fill=fill)
+        return call("str.pad_end", self._expr, width=width, fill=fill)
 
     def zfill(self, width: int) -> Expr:
         """Filled with zeros after the sign to at least a number of characters."""
-        return call("str.zfill", self._expr, width=int(width))
+        return call("str.zfill", self._expr, width=width)
 
     def count(self, pattern: str, literal: bool = False) -> Expr:
         """How often a regular expression, or with ``literal`` a text, is found, without overlap; int64."""
@@ -162,5 +163,5 @@ class StringNamespace:
 def _check(pattern: str, literal: bool) -> None:
     from .string_kernels import check_pattern
 
-    if not literal:
+    if not literal and isinstance(pattern, str):
         check_pattern(pattern)

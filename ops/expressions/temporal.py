@@ -92,8 +92,9 @@ class TemporalNamespace:
         """
         from .temporal_kernels import parse_span
 
+        truncated = call("dt.truncate", self._expr, every=every)
         parse_span(every)
-        return call("dt.truncate", self._expr, every=every)
+        return truncated
 
     def strftime(self, format: str) -> Expr:
         """Format as `datetime.strftime` does in the C locale."""

@@ -192,7 +192,12 @@ class Chain:
         Raises:
             ColumnNotFoundError, TypeMismatchError: a step names a column that it can't take.
         """
-        return dataset._fit(self)
+        fit = getattr(dataset, "_fit", None)
+        if fit is None:
+            raise TypeMismatchError(
+                f"fit() takes a Dataset, not {type(dataset).__name__}. Write hw.from_pandas(df) and the like."
+            )
+        return fit(self)
 
     def fit_nodes(self, input: Node) -> FittedNodes:
         """Declare the fit.

@@ -67,14 +67,20 @@ def test_a_module_beside_the_file_reaches_the_workers(tmp_path: Path, capsys):
     assert [line.strip() for line in capsys.readouterr().out.splitlines()[5:9]] == ["0", "2", "4", "6"]
 
 
-def test_ctrl_c_stops_cleanly_and_leaves_nothing(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("send", "number", "code"),
+    [(os.killpg, signal.SIGINT, INTERRUPTED), (os.kill, signal.SIGTERM, 128 + signal.SIGTERM)],
+    ids=["Ctrl-C", "SIGTERM to the driver alone"],
+)
+def test_stopping_leaves_nothing(tmp_path: Path, send, number, code):
     file = tmp_path / "waiting.py"
     file.write_text(WAITING)
     started, go_on = tmp_path / "started", tmp_path / "go-on"
     for pipe in (started, go_on):
         os.mkfifo(pipe)
-    scratch = tmp_path / "scratch"
-    names = {"TEST_STARTED": str(started), "TEST_GO_ON": str(go_on), "HEADWATER_SCRATCH": str(scratch)}
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    names = {"TEST_STARTED": str(started), "TEST_GO_ON": str(go_on), "TMPDIR": str(temporary)}
     command = ["run", str(file), "--workers", "1", "--param", f"out={tmp_path / 'out'}"]
     run = subprocess.Popen(
         [sys.executable, "-m", "headwater.cli", *command],
@@ -85,12 +91,12 @@ def test_ctrl_c_stops_cleanly_and_leaves_nothing(tmp_path: Path):
     )
     try:
         assert started.read_text() == "started"
-        os.killpg(run.pid, signal.SIGINT)
+        send(run.pid, number)
         _, err = run.communicate(timeout=60)
     finally:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
-    assert run.returncode == INTERRUPTED
+    assert run.returncode == code
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
-    assert not list(scratch.rglob("*.arrow"))
+    assert not list(temporary.glob("headwater-*"))

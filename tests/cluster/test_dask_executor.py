@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +30,10 @@ from headwater.ops.ordering import SortKey
 from headwater.ops.partitioner import HashPartitioner, RangePartitioner
 from headwater.ops.sink import Sink, StagedFile
 from headwater.ops.source import Source, Split
+from headwater.ops.user_functions import call
 from headwater.planner.plan import (
     BlockLeaf,
+    BroadcastLeaf,
     Exchange,
     PhysicalPlan,
     ScanLeaf,
@@ -91,6 +95,39 @@ class Failing(Kernel):
             if context.partition == 2:
                 raise self.error
             yield table
+
+
+@dataclass
+class Calling(Kernel):
+    function: Callable[[pa.Table], object]
+
+    def run(self, inputs, context):
+        for table in inputs[0]:
+            call(self.function, table, "function", table, context)
+            yield table
+
+
+class Locked(Exception):
+    def __init__(self):
+        super().__init__("shut")
+        self.lock = threading.Lock()
+
+
+def raises_unpicklable(table):
+    raise Locked
+
+
+def in_other_processes(table):
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(abs, [-1, -2]) == [1, 2]
+
+
+class Appended(Kernel):
+    """Each partition, and after it the broadcast table."""
+
+    def run(self, inputs, context):
+        yield from inputs[0]
+        yield inputs[1].table()
 
 
 class Holding(Kernel):
@@ -281,6 +318,50 @@ def test_error_of_a_task_fails_the_run_once_and_leaves_nothing(executor, tmp_pat
     entry = list_runs(tmp_path / "runs")[0]
     assert entry.state == "failed"
     assert str(error) in entry.error
+
+
+def test_error_whose_cause_can_not_be_pickled_keeps_its_type(two_nodes):
+    kernel = Calling(raises_unpicklable)
+    with (
+        pytest.raises(UserFunctionError, match="raised Locked: shut"),
+        Driver(PhysicalPlan((scan(kernel=kernel),), {"out": 0}), two_nodes) as driver,
+    ):
+        driver.run()
+
+
+def test_function_that_exits_is_an_error_of_the_user_and_costs_no_worker(two_nodes):
+    before = two_nodes.workers()
+    kernel = Calling(lambda table: sys.exit(3))
+    with (
+        pytest.raises(UserFunctionError, match="raised SystemExit: 3"),
+        Driver(PhysicalPlan((scan(kernel=kernel),), {"out": 0}), two_nodes) as driver,
+    ):
+        driver.run()
+    assert two_nodes.workers() == before
+
+
+def test_function_may_start_processes(two_nodes):
+    plan = PhysicalPlan((scan(kernel=Calling(in_other_processes)),), {"out": 0})
+    with Driver(plan, two_nodes) as driver:
+        assert driver.run().report.outputs["out"].rows == PARTS * ROWS
+
+
+def test_workers_forget_a_run_that_is_closed(two_nodes):
+    def kept(dask_worker):
+        runtime = dask_worker.headwater
+        return len(runtime._programs) + len(runtime.broadcasts._entries) + len(runtime._running)
+
+    leaf = ScanLeaf(0, Numbers(), ("key", "value"), None, None, SCHEMA)
+    splits = tuple(Split(p, ROWS, 40 << 20) for p in range(PARTS))
+    step = Step(Appended(), (leaf, BroadcastLeaf(1, 0, SCHEMA)), SCHEMA)
+    stages = (
+        Stage(0, "k0", "small", leaf, 1, SCHEMA, {0: splits[:1]}),
+        Stage(1, "k1", "appended", step, PARTS, SCHEMA, {0: splits}),
+    )
+    with Driver(PhysicalPlan(stages, {"out": 1}), two_nodes) as driver:
+        driver.run()
+        assert all(two_nodes.client.run(kept).values())
+    assert not any(two_nodes.client.run(kept).values())
 
 
 def test_failed_commit_is_told_and_aborted(executor, tmp_path):

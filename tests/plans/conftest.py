@@ -204,7 +204,7 @@ class _Executor:
         return [table.filter(pa.array(segments == i)) for i in range(partitioner.count)]
 
     def _sample(self, stage: Stage, index: int):
-        sampler = KeySampler(stage.sample, (stage.key, index))
+        sampler = KeySampler(stage.sample, (*map(str, stage.sample), index))
         sampler.update(self.blocks[stage.id][index][0])
         return sampler.result()
 

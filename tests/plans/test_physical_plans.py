@@ -93,18 +93,39 @@ def test_a_global_aggregation_is_one_row_in_one_partition(plan, rides):
     assert built.stages[1].estimate.rows == 1
 
 
-def test_a_sort_samples_then_cuts_by_ranges_then_sorts(plan, assert_stages, rides):
+def test_a_sort_of_a_scan_samples_its_keys_then_cuts_by_ranges_then_sorts(plan, assert_stages, rides):
     assert_stages(
         plan(Sort(rides, (SortKey("fare", True), SortKey("id"))), partition_bytes=256 << 20),
         """
         Stage 0: scan rides
+            16 partitions, 10,000,000 rows, 409.6 MiB
+            reads rides: 2 of 5 columns
+            sample: [fare desc, id]
+        Stage 1: scan rides
             16 partitions, 10,000,000 rows, 1.0 GiB
             reads rides: 5 of 5 columns
-            sample: [fare desc, id]
+            exchange: range [fare desc, id] into 4, boundaries from stage 0
+        Stage 2: sort -> output 'out'
+            4 partitions, 10,000,000 rows, 1.0 GiB
+            shuffle from stage 1
+        Exchanges: 1, about 1.0 GiB in all
+        """,
+    )
+
+
+def test_a_sort_by_most_of_a_row_keeps_blocks_while_it_samples(plan, assert_stages, rides):
+    keys = tuple(SortKey(name) for name in rides.schema.names)
+    assert_stages(
+        plan(Sort(rides, keys), partition_bytes=256 << 20),
+        f"""
+        Stage 0: scan rides
+            16 partitions, 10,000,000 rows, 1.0 GiB
+            reads rides: 5 of 5 columns
+            sample: [{", ".join(rides.schema.names)}]
         Stage 1: exchange
             16 partitions, 10,000,000 rows, 1.0 GiB
             narrow from stage 0
-            exchange: range [fare desc, id] into 4, boundaries from stage 0
+            exchange: range [{", ".join(rides.schema.names)}] into 4, boundaries from stage 0
         Stage 2: sort -> output 'out'
             4 partitions, 10,000,000 rows, 1.0 GiB
             shuffle from stage 1

@@ -10,16 +10,21 @@ import decimal
 import math
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import headwater as hw
 from headwater import Dataset, col
+from headwater.planner.optimizer import PHYSICAL_RULES, RULE_NAMES
 
 SCHEMA = pa.schema(
     [
@@ -29,8 +34,11 @@ SCHEMA = pa.schema(
         ("d", pa.decimal128(10, 2)),
         ("t", pa.date32()),
         ("b", pa.bool_()),
+        ("l", pa.list_(pa.struct([("x", pa.int32()), ("y", pa.string())]))),
     ]
 )
+#: what every operation keeps; the others come and go
+KEPT = ["k", "s", "f", "d", "t", "b"]
 VALUES = {
     "k": st.integers(-3, 3),
     "s": st.sampled_from(["", "a", "ab", "Zürich", "東京", "a much longer string than eight bytes", "🙂"]),
@@ -40,6 +48,7 @@ VALUES = {
         [datetime.date(1969, 12, 31), datetime.date(2020, 2, 29), datetime.date(2024, 1, 1)]
     ),
     "b": st.booleans(),
+    "l": st.lists(st.sampled_from([None, {"x": 1, "y": "é"}, {"x": None, "y": None}]), max_size=2),
 }
 
 
@@ -62,8 +71,25 @@ class Operation:
     sql: Callable[[list[str]], str]
 
 
-def _all_but(columns: list[str], name: str) -> str:
-    return ", ".join(c for c in columns if c != name)
+def _all_but(columns: list[str], *names: str) -> str:
+    return ", ".join(c for c in columns if c not in names)
+
+
+def add_one_arrow(table: pa.Table) -> pa.Table:
+    """A user function of a table."""
+    return table.set_column(table.schema.get_field_index("k"), "k", pc.add(table["k"], 1))
+
+
+def swap_numpy(batch: dict) -> dict:
+    """A user function of arrays, that only passes values on."""
+    return {
+        "k": batch["k"],
+        "s": batch["s"],
+        "f": batch["f"],
+        "d": batch["d"],
+        "t": batch["t"],
+        "b": batch["b"],
+    }
 
 
 OPERATIONS = [
@@ -167,10 +193,154 @@ OPERATIONS = [
     Operation("sort", lambda d, o: d.sort("f", "s", descending=[True, False]), lambda c: "FROM {0}"),
     Operation(
         "top",
-        lambda d, o: d.sort(*sorted(d.columns), nulls_first=True).limit(5),
-        lambda c: "FROM {0} ORDER BY " + ", ".join(f"{x} NULLS FIRST" for x in sorted(c)) + " LIMIT 5",
+        lambda d, o: d.select(*KEPT).sort(*KEPT, nulls_first=True).limit(5),
+        lambda c: f"SELECT {_KEPT} FROM {{0}} ORDER BY {_NULLS_FIRST} LIMIT 5",
+    ),
+    Operation(
+        "first row of each key, as sorted",
+        lambda d, o: d.select(*KEPT).sort(*KEPT).distinct("b", "d"),
+        lambda c: f"SELECT DISTINCT ON (b, d) {_KEPT} FROM {{0}} ORDER BY {_NULLS_LAST}",
+    ),
+    Operation(
+        "first and last as sorted",
+        lambda d, o: (
+            d.sort(*KEPT)
+            .group_by("d", "t")
+            .agg(k=col("k").first(), s=col("s").last(), f=col("f").last(), b=col("b").first())
+        ),
+        lambda c: (
+            f"SELECT d, t, first(k ORDER BY {_NULLS_LAST}) AS k, last(s ORDER BY {_NULLS_LAST}) AS s, "
+            f"last(f ORDER BY {_NULLS_LAST}) AS f, first(b ORDER BY {_NULLS_LAST}) AS b FROM {{0}} GROUP BY d, t"
+        ),
+    ),
+    Operation(
+        "moments",
+        lambda d, o: d.group_by("s", "b").agg(
+            k=col("k").count(),
+            f=(col("k").var() + col("k").std(ddof=0) + col("d").mean()).round(4),
+            d=col("d").sum().cast("decimal(10,2)", strict=False),
+            t=col("t").max(),
+        ),
+        lambda c: (
+            "SELECT s, b, count(k) AS k, round(var_samp(k) + stddev_pop(k) + avg(d), 4) AS f, "
+            "TRY_CAST(sum(d) AS DECIMAL(10, 2)) AS d, max(t) AS t FROM {0} GROUP BY s, b"
+        ),
+    ),
+    Operation(
+        "group by floats",
+        lambda d, o: d.group_by("f", "d", "b").agg(
+            k=col("t").n_unique() * 10 + col("f").n_unique(), s=col("s").min(), t=col("t").min()
+        ),
+        lambda c: (
+            "SELECT f, d, b, count(DISTINCT t) * 10 + count(DISTINCT f) AS k, min(s) AS s, min(t) AS t "
+            "FROM {0} GROUP BY f, d, b"
+        ),
+    ),
+    Operation(
+        "total",
+        lambda d, o: d.select(*KEPT).union(
+            d.agg(
+                k=col("k").sum(),
+                s=col("s").max(),
+                f=col("f").min(),
+                d=col("d").max(),
+                t=col("t").min(),
+                b=hw.count() > 3,
+            )
+        ),
+        lambda c: (
+            f"SELECT {_KEPT} FROM {{0}} UNION ALL SELECT sum(k)::BIGINT, max(s), min(f), max(d), min(t), "
+            "count(*) > 3 FROM {0}"
+        ),
+    ),
+    Operation(
+        "many to many join",
+        lambda d, o: (
+            d.join(o.limit(4).union(o.limit(3)).select("b", "t", r=col("d")), on=["t", "b"])
+            .with_columns(d=col("r"))
+            .drop("r")
+        ),
+        lambda c: (
+            "SELECT {0}.b, {0}.t, r AS d, {rest} FROM {0} JOIN (SELECT b, t, d AS r FROM (FROM other LIMIT 4) "
+            "UNION ALL SELECT b, t, d AS r FROM (FROM other LIMIT 3)) o ON {0}.t = o.t AND {0}.b = o.b"
+        ).replace("{rest}", ", ".join("{0}." + x for x in c if x not in ("b", "t", "d"))),
+    ),
+    Operation(
+        "many to many left join",
+        lambda d, o: (
+            d.join(o.limit(5).select("f", r=col("s")), on="f", how="left", strategy="shuffle")
+            .with_columns(s=hw.coalesce(col("r"), col("s")))
+            .drop("r")
+            .filter(col("s").is_not_null() | (col("f") == 1.5))
+        ),
+        lambda c: (
+            "SELECT * FROM (SELECT coalesce(r, {0}.s) AS s, {rest} FROM {0} LEFT JOIN "
+            "(SELECT f, s AS r FROM other LIMIT 5) o ON {0}.f = o.f) WHERE s IS NOT NULL OR f = 1.5"
+        ).replace("{rest}", ", ".join("{0}." + x for x in c if x != "s")),
+    ),
+    Operation(
+        "self join",
+        lambda d, o: (
+            d.join(d.group_by("s", "d").agg(r=col("k").max()), on=["d", "s"], strategy="broadcast")
+            .with_columns(k=col("r"))
+            .drop("r")
+        ),
+        lambda c: (
+            "SELECT r AS k, {rest} FROM {0} JOIN (SELECT s AS s2, d AS d2, max(k) AS r FROM {0} GROUP BY s, d) "
+            "ON d = d2 AND s = s2"
+        ).replace("{rest}", _all_but(c, "k")),
+    ),
+    Operation(
+        "casts",
+        lambda d, o: d.with_columns(
+            k=col("k").cast("string").cast("int32").cast("float64").cast("int64"),
+            d=col("d").cast("string").cast("decimal(12,2)").cast("decimal(10,2)"),
+            t=col("t").cast("timestamp[us]").cast("date32"),
+            b=col("b").cast("int8").cast("bool"),
+        ),
+        lambda c: "FROM {0}",
+    ),
+    Operation(
+        "fill every null",
+        lambda d, o: d.fill_null(
+            {"f": 0.5, "d": decimal.Decimal("3.25"), "t": datetime.date(2000, 1, 1), "b": False}
+        ),
+        lambda c: (
+            "SELECT coalesce(f, 0.5) AS f, coalesce(d, 3.25)::DECIMAL(10, 2) AS d, "
+            "coalesce(t, DATE '2000-01-01') AS t, coalesce(b, false) AS b, {rest} FROM {0}"
+        ).replace("{rest}", _all_but(c, "f", "d", "t", "b")),
+    ),
+    Operation(
+        "map arrow",
+        lambda d, o: d.map_batches(add_one_arrow, format="arrow", batch_rows=3),
+        lambda c: "SELECT k + 1 AS k, {rest} FROM {0}".replace("{rest}", _all_but(c, "k")),
+    ),
+    Operation(
+        "map numpy",
+        lambda d, o: d.filter(col("k").is_not_null() & col("f").is_not_null()).map_batches(
+            swap_numpy, schema=pa.schema([SCHEMA.field(name) for name in KEPT]), same_length=True
+        ),
+        lambda c: f"SELECT {_KEPT} FROM {{0}} WHERE k IS NOT NULL AND f IS NOT NULL",
+    ),
+    Operation(
+        "impute",
+        lambda d, o: (
+            hw.prep.Impute("s", strategy="most_frequent").fit(d.fill_null({"s": "東京"})).transform(d)
+        ),
+        lambda c: (
+            "SELECT coalesce(s, (SELECT coalesce(s, '東京') AS x FROM {0} GROUP BY x ORDER BY count(*) DESC, x "
+            "LIMIT 1)) AS s, {rest} FROM {0}"
+        ).replace("{rest}", _all_but(c, "s")),
+    ),
+    Operation(
+        "filter after a rename",
+        lambda d, o: d.rename(k="key").filter((col("key") >= 0) | col("b")).rename(key="k"),
+        lambda c: "FROM {0} WHERE k >= 0 OR b",
     ),
 ]
+_KEPT = ", ".join(KEPT)
+_NULLS_FIRST = ", ".join(f"{name} NULLS FIRST" for name in KEPT)
+_NULLS_LAST = ", ".join(f"{name} NULLS LAST" for name in KEPT)
 
 
 def rows_of(table: pa.Table, columns: list[str]) -> Counter:
@@ -179,7 +349,7 @@ def rows_of(table: pa.Table, columns: list[str]) -> Counter:
     def plain(value: object) -> object:
         if isinstance(value, float):
             return "nan" if math.isnan(value) else value + 0.0
-        return value
+        return repr(value) if isinstance(value, list) else value
 
     lists = [[plain(v) for v in table.column(name).to_pylist()] for name in columns]
     return Counter(zip(*lists)) if lists else Counter()
@@ -232,16 +402,121 @@ def test_random_chains_give_duckdbs_rows_and_the_same_bytes_on_any_workers(
     assert rows_of(result, result.schema.names) == rows_of(expected, result.schema.names)
 
 
+@st.composite
+def predicates(draw: st.DrawFn, depth: int = 2) -> tuple[hw.Expr, str]:
+    """A predicate over the kept columns, for Headwater and as SQL."""
+    if depth and draw(st.booleans()):
+        left, right = draw(predicates(depth - 1)), draw(predicates(depth - 1))
+        return draw(
+            st.sampled_from(
+                [
+                    (left[0] & right[0], f"({left[1]} AND {right[1]})"),
+                    (left[0] | right[0], f"({left[1]} OR {right[1]})"),
+                    (~left[0], f"(NOT {left[1]})"),
+                ]
+            )
+        )
+    name = draw(st.sampled_from(KEPT))
+    value = draw(VALUES[name].filter(lambda v: v == v))
+    text = f"'{value}'::DOUBLE" if name == "f" else f"DATE '{value}'" if name == "t" else repr(value)
+    text = f"{value}::DECIMAL(10, 2)" if name == "d" else text
+    column = col(name)
+    known, is_known = (column.is_not_nan(), f"NOT isnan({name})") if name == "f" else (hw.lit(True), "true")
+    return draw(
+        st.sampled_from(
+            [
+                ((column < value) & known, f"({name} < {text} AND {is_known})"),
+                ((column >= value) & known, f"({name} >= {text} AND {is_known})"),
+                ((column == value) & known, f"({name} = {text} AND {is_known})"),
+                ((column != value) & known, f"({name} <> {text} AND {is_known})"),
+                (column.is_in([value]), f"({name} IN ({text}))"),
+                (column.is_null(), f"({name} IS NULL)"),
+                (column.is_not_null(), f"({name} IS NOT NULL)"),
+            ]
+        )
+    )
+
+
+ALL_RULES = RULE_NAMES + PHYSICAL_RULES
+
+
+@pytest.fixture(scope="module")
+def without():
+    """Sessions that leave rules out."""
+    with ExitStack() as opened:
+
+        @cache
+        def session(*rules: str) -> hw.Session:
+            options = hw.PlanOptions(256, 128, disabled_rules=frozenset(rules))
+            return opened.enter_context(hw.Session("inline", options=options, journal=False))
+
+        yield session
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    table=tables(),
+    other=tables(12),
+    partitions=st.integers(1, 7),
+    start=st.sampled_from(["", "sample", "limit", "filtered limit"]),
+    operations=st.lists(st.sampled_from(OPERATIONS), max_size=4),
+    rules=st.sampled_from([ALL_RULES, *((rule,) for rule in ALL_RULES)]),
+)
+def test_every_rule_may_be_left_out(without, table, other, partitions, start, operations, rules):
+    dataset = hw.from_arrow(table, partitions=partitions)
+    right = hw.from_arrow(other, partitions=1 + partitions % 3)
+    if start == "sample":
+        dataset = dataset.sample(0.6, seed=partitions)
+    elif start:
+        dataset = (dataset.filter(col("b")) if start == "filtered limit" else dataset).limit(9)
+    for operation in operations:
+        dataset = operation.apply(dataset, right)
+    optimized, plain = dataset.compute(without()), dataset.compute(without(*rules))
+    assert plain.schema == optimized.schema
+    assert rows_of(plain, plain.schema.names) == rows_of(optimized, plain.schema.names)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    table=tables(),
+    other=tables(12),
+    by=st.sampled_from(KEPT),
+    steps=st.lists(st.tuples(st.sampled_from(OPERATIONS), predicates()), min_size=1, max_size=3),
+)
+def test_predicates_reach_parquet_statistics_through_any_operators(
+    without, tmp_path_factory, table, other, by, steps
+):
+    folder = tmp_path_factory.mktemp("tables")
+    table, other = table.sort_by(by), other.sort_by(by)
+    pq.write_table(table, folder / "table.parquet", row_group_size=4)
+    pq.write_table(other, folder / "other.parquet", row_group_size=3)
+    dataset = hw.read_parquet(str(folder / "table.parquet"), partition_bytes=1)
+    right = hw.read_parquet(str(folder / "other.parquet"), partition_bytes=1)
+    done = []
+    for operation, (predicate, sql) in steps:
+        dataset = operation.apply(dataset, right).filter(predicate)
+        done += [operation, Operation("filter", lambda d, o: d, lambda c, sql=sql: f"FROM {{0}} WHERE {sql}")]
+    result, expected = dataset.compute(without()), oracle(table, other, done)
+    assert rows_of(result, result.schema.names) == rows_of(expected, result.schema.names)
+
+
 @settings(max_examples=40, deadline=None)
-@given(table=tables(), partitions=st.integers(1, 7), descending=st.booleans(), nulls_first=st.booleans())
-def test_sorted_rows_stand_in_duckdbs_order(sessions, table, partitions, descending, nulls_first):
+@given(
+    table=tables(),
+    partitions=st.integers(1, 7),
+    descending=st.booleans(),
+    nulls_first=st.booleans(),
+    count=st.none() | st.integers(0, 12),
+)
+def test_sorted_rows_stand_in_duckdbs_order(sessions, table, partitions, descending, nulls_first, count):
     numbered = table.append_column("i", pa.array(range(table.num_rows), pa.int64()))
     dataset = hw.from_arrow(numbered, partitions=partitions).sort(
         "f", "s", "t", descending=descending, nulls_first=nulls_first
     )
+    dataset = dataset if count is None else dataset.limit(count)
     order = f"{'DESC' if descending else 'ASC'} NULLS {'FIRST' if nulls_first else 'LAST'}"
     expected = duckdb.sql(
-        f"SELECT i FROM numbered ORDER BY f {order}, s {order}, t {order}, i"
+        f"SELECT i FROM numbered ORDER BY f {order}, s {order}, t {order}, i LIMIT {count or (count is None) * 99}"
     ).to_arrow_table()
     assert dataset.compute(sessions[0]).column("i").to_pylist() == expected.column("i").to_pylist()
 
@@ -258,3 +533,13 @@ def test_a_split_is_complementary_and_keeps_equal_keys_together(sessions, table,
     assert sorted(left.column("i").to_pylist() + right.column("i").to_pylist()) == list(range(table.num_rows))
     if by is not None:
         assert not set(left.column(by).to_pylist()) & set(right.column(by).to_pylist())
+
+
+def test_a_sample_of_sorted_rows_is_the_same_whoever_else_reads_them():
+    rides = hw.range(9000, partitions=3).with_columns(x=col("id") * 7919 % 9000, y=hw.lit("text"))
+    clean = rides.filter(col("id") % 3 > 0)
+    drawn = clean.sort("x").sample(0.4, seed=1)
+    with hw.Session("inline", options=hw.PlanOptions(20_000), journal=False) as session:
+        alone = drawn.compute(session)
+        with session.run({"drawn": drawn, "clean": clean}) as result:
+            assert result.table("drawn").equals(alone)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -210,3 +213,29 @@ def test_progress_is_plain_lines_when_piped_and_silent_when_asked(file, capsys):
     assert "\x1b" not in err
     assert run(file, "--quiet") == OK
     assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_has_gone_is_no_failure(file):
+    """As in ``headwater explain FILE | head``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "headwater.cli", "explain", str(file)]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (OK, "")
+
+
+def test_runs_lists_no_more_than_asked_for(file, capsys):
+    for _ in range(3):
+        assert run(file, "--quiet") == OK
+    capsys.readouterr()
+    assert execute(["runs", "--limit", "2"]) == OK
+    *listed, more = capsys.readouterr().out.splitlines()
+    assert len(listed) == 2
+    assert "1 earlier" in more
+
+
+def test_importing_headwater_imports_no_dask():
+    program = "import sys, headwater; print([m for m in ('dask', 'distributed') if m in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"

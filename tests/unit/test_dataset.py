@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import enum
+import os
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -13,7 +17,7 @@ import pytest
 
 import headwater as hw
 from headwater import col
-from headwater.errors import ParameterError, SchemaMismatchError
+from headwater.errors import ParameterError, SchemaMismatchError, TypeMismatchError
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +210,21 @@ def test_filling_nulls_by_kind_and_by_column(session):
         (lambda d: d.agg(x=col("a")), "no aggregation"),
         (lambda d: d.select("a", "a"), "more than once"),
         (lambda d: d.join(d, on="a", how="outer"), "'inner'"),
+        (lambda d: d.sample("0.5"), "a fraction is a number"),
+        (lambda d: d.split([0.8, 0.2]), r"Unpack a list with \*"),
+        (lambda d: d.sort("a", descending="yes"), "True or False"),
+        (lambda d: d.map_batches(lambda b: b, batch_rows=0), r"batch_rows=0.*1 or more"),
+        (lambda d: d.map_batches(lambda b: b, schema={"a": "integer"}), "Did you mean 'int'"),
+        (lambda d: d.iter_batches(0), r"batch_rows=0.*1 or more"),  # and doesn't yield for ever
+        (
+            lambda d: d.write_parquet("out", compresion="zstd"),
+            "no option 'compresion'. Did you mean 'compression'",
+        ),
+        (lambda d: d.write_parquet("out", mode="overwrite"), "no option 'mode'.*'if_exists'"),
+        (lambda d: hw.read_csv("out", sep=";"), "no option 'sep'.*'delimiter'"),
+        (lambda d: hw.from_arrow({"a": [1], "b": [1, 2]}), "different lengths"),
+        (lambda d: d.select(col("a").cast("string").str.split(1)), r"separator=1.*a text, not int"),
+        (lambda d: d.select(col("a").round("two")), r"decimals='two'.*whole number"),
     ],
 )
 def test_wrong_arguments_say_what_to_write(use, message):
@@ -229,3 +248,95 @@ def test_a_pipeline_converts_texts_by_annotation_and_names_near_misses():
         demo.bind()
     with pytest.raises(ParameterError, match=r"rows='many'.*int"):
         demo.bind(rows="many")
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda d: d.drop(["a"]), r"Unpack a list with \*"),
+        (lambda d: d.drop(col("a")), "Write 'a'"),
+        (lambda d: d.distinct(["a"]), r"Unpack a list with \*"),
+        (lambda d: d.sort(["a", "b"]), r"Unpack a list with \*"),
+        (lambda d: d.join(d, on=col("a")), "Write 'a'"),
+        (lambda d: d.rename(a=1), "takes column names"),
+        (lambda d: d["a"], r"Write col\('name'\)"),
+        (lambda d: d.compute("inline"), r"hw\.Session\('inline'\)"),
+        (lambda d: d.map_batches(lambda b: b, schema=["a"]), "give an Arrow schema or a dict"),
+        (lambda d: hw.Session("inline").run(d), "dict of name to dataset"),
+        (lambda d: hw.Session("inline").run({"a": 1}), "output 'a' is int"),
+        (lambda d: hw.from_arrow({"a": [1, "b"]}), "column 'a'.*'b'"),
+        (lambda d: hw.from_pandas({"a": [1]}), "takes a DataFrame, not dict"),
+        (lambda d: hw.from_numpy(np.zeros(3)), "dict of column name to array"),
+        (lambda d: hw.prep.Standardize("a").fit(pd.DataFrame()), "takes a Dataset, not DataFrame"),
+        (lambda d: hw.prep.Standardize("a").fit(d).transform("a"), "takes a Dataset, not str"),
+        (lambda d: col("a").alias(1), "name is a text"),
+    ],
+)
+def test_arguments_of_the_wrong_type_say_what_to_write(use, message):
+    with pytest.raises(TypeMismatchError, match=message):
+        use(hw.from_arrow({"a": [1], "b": [2]}))
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda d: d.a, r"written col\('a'\)"),
+        (lambda d: d.collect(), r"compute\(\)"),
+        (lambda d: d.groupBy("a"), "Did you mean 'group_by'"),
+        (lambda d: d.group_by("a").sum(), r"agg\(col\('x'\)\.sum\(\)"),
+        (lambda d: d.group_by("a").compute(), r"agg\(\.\.\.\) first"),
+    ],
+)
+def test_an_unknown_method_names_the_one_that_was_meant(use, message):
+    with pytest.raises(AttributeError, match=message):
+        use(hw.from_arrow({"a": [1], "b": [2]}))
+
+
+def test_numbers_of_numpy_are_numbers(session):
+    data = hw.range(10, partitions=2)
+    assert data.limit(np.int64(3)).count(session) == 3
+    assert data.head(np.int32(2), session).num_rows == 2
+    assert data.sort("id", descending=np.True_).head(1, session)["id"].to_pylist() == [9]
+
+
+def test_a_column_more_or_less_draws_the_same_rows(session, frame):
+    data = hw.from_pandas(frame, partitions=4)
+    wider = data.with_columns(double=col("x") * 2).rename(name="who")
+
+    def drawn(dataset: hw.Dataset) -> list[int]:
+        return dataset.select("id").compute(session)["id"].to_pylist()
+
+    assert drawn(data.sample(0.3, seed=1)) == drawn(wider.sample(0.3, seed=1))
+    assert [drawn(d) for d in data.split(0.7, 0.3)] == [drawn(d) for d in wider.drop("x").split(0.7, 0.3)]
+    twice = data.sample(0.5).with_columns(one=hw.lit(1)).sample(0.5)
+    assert 150 < twice.count(session) < 350  # the second draw isn't the first one again
+
+
+def test_wide_datasets_are_shown_shortened():
+    wide = hw.from_arrow({f"c{i}": [i] for i in range(500)})
+    computed = wide.with_columns(total=col("c1") + col("c2"))
+    assert "total=col('c1') + col('c2'), and 500 columns as they are" in repr(computed)
+    for text in (repr(wide.select(*wide.columns)), repr(wide.agg(**{n: col(n).sum() for n in wide.columns}))):
+        assert "… 480 more" in text
+        assert len(text) < 3000
+
+
+def test_a_session_that_is_never_closed_leaves_no_scratch(tmp_path: Path):
+    program = "import headwater as hw; assert hw.range(9).count(hw.Session('inline')) == 9"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipeline_takes_members_of_an_enum_by_name():
+    class Grain(enum.Enum):
+        DAY = "d"
+        HOUR = "h"
+
+    def declare(grain=Grain.DAY):
+        assert grain is Grain.HOUR
+        return hw.range(1)
+
+    assert list(hw.pipeline(declare).bind(grain="HOUR")) == ["result"]
+    with pytest.raises(ParameterError, match="Did you mean 'DAY'"):
+        hw.pipeline(declare).bind(grain="day")

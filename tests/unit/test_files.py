@@ -101,6 +101,8 @@ def test_hive_folders_give_typed_columns(tmp_path: Path):
         (["1", "1.5"], pa.string()),
         (["2024-01-01", "2024-13-01"], pa.string()),
         (["9" * 30], pa.string()),
+        ([str(2**63 - 1), str(-(2**63))], pa.int64()),
+        ([str(2**63)], pa.string()),
     ],
 )
 def test_hive_types_hold_every_value(tmp_path: Path, values: list[str], type: pa.DataType):

@@ -12,7 +12,7 @@ from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, OrdinalEncoder, S
 
 import headwater as hw
 from headwater import col
-from headwater.errors import HeadwaterError
+from headwater.errors import HeadwaterError, SourceNotFoundError
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +94,8 @@ def test_fit_sees_only_its_own_side_of_a_split(session, frame):
     values = list(state.to_pylist()[0].values())
     assert any(value == pytest.approx(ys.mean(), rel=1e-12) for value in values)
     assert test.count(session) + len(ys) == len(frame)
+
+
+def test_a_fitted_chain_that_isnt_there_is_told(tmp_path: Path):
+    with pytest.raises(SourceNotFoundError, match=r"no .*gone\.json"):
+        hw.load_prep(str(tmp_path / "gone.json"))

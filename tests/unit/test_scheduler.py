@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from headwater.errors import NonDeterministicError, RunFailedError, UserFunctionError
 from headwater.ops import partitioner as partitioners
 from headwater.ops.kernel import Kernel
+from headwater.ops.map_batches import MapBatchesKernel
 from headwater.ops.partitioner import HashPartitioner, KeySample, RangePartitioner
 from headwater.ops.sort import SortKey
 from headwater.ops.source import Source, Split
@@ -438,6 +439,25 @@ def test_changed_content_of_a_rerun_is_refused():
     changed = tuple(replace(p, fingerprint="other") for p in result.partitions)
     out = cluster.feed(TaskFinished(replace(result, partitions=changed)))
     assert isinstance(out[-1].error, NonDeterministicError)
+
+
+def test_changed_content_names_the_user_function_and_its_line():
+    def jitter(batch):
+        return batch
+
+    kernel = MapBatchesKernel(jitter, SCHEMA, "numpy", None, False, "jitter")
+    plan = map_reduce(2, 2)
+    mapped = replace(plan.stages[0], operator=Step(kernel, (plan.stages[0].operator,), SCHEMA))
+    cluster = Cluster(replace(plan, stages=(mapped, plan.stages[1])))
+    cluster.join(("w1", "a"), ("w2", "b"))
+    while any(i.task.stage == 0 for i in cluster.running.values()):
+        cluster.answer(next(n for n, i in cluster.running.items() if i.task.stage == 0))
+    cluster.kill("w2")
+    result = cluster.result(next(i for i in cluster.running.values() if i.task.stage == 0))
+    changed = tuple(replace(p, fingerprint="other") for p in result.partitions)
+    error = cluster.feed(TaskFinished(replace(result, partitions=changed)))[-1].error
+    assert f"map_batches(jitter), {__file__}:{jitter.__code__.co_firstlineno}" in str(error)
+    assert "headwater check" in str(error)
 
 
 def test_boundaries_are_filled_in_from_the_samples_in_partition_order(monkeypatch):

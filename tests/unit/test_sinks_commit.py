@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import headwater as hw
 from headwater.datasets import ParquetSink, parquet_source
 from headwater.errors import DiskFullError, ParameterError, RunFailedError, SinkExistsError
 from headwater.ops.sink import StagedFile
@@ -316,3 +317,19 @@ def test_a_small_disk_for_real(small_disk: Path, name: str, big: bool):
     else:
         sink.commit("run", sink.stage("run", 0, 0, iter([table]), SCHEMA))
         assert rows(small_disk / name) == table["x"].to_pylist()
+
+
+def test_outputs_of_a_run_that_share_a_place_are_refused(tmp_path: Path):
+    one, other = hw.range(3), hw.range(5)
+    with pytest.raises(ParameterError, match="outputs 'a' and 'b' are written to one place"):
+        hw.Session("inline").run(
+            {"a": one.write_csv(str(tmp_path / "out")), "b": other.write_csv(str(tmp_path / "out"))}
+        )
+    with pytest.raises(ParameterError, match="written to one place"):
+        hw.Session("inline").run(
+            {"a": one.write_csv(str(tmp_path / "out")), "b": other.write_parquet(str(tmp_path / "out/below"))}
+        )
+    assert everything(tmp_path) == []
+    same = one.write_csv(str(tmp_path / "out"))
+    apart = other.write_csv(str(tmp_path / "out2"))
+    hw.Session("inline").run({"a": same, "again": same, "b": apart})

@@ -13,6 +13,7 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.csv as pcsv
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
@@ -238,3 +239,43 @@ def test_bad_options_and_types_are_named_before_anything_runs(tmp_path: Path, ta
     with pytest.raises(ParameterError, match="one file can't have partition_by"):
         ParquetSink(tmp_path / "o.parquet", partition_by="id", single_file=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_csv_keeps_floats_floats_and_a_lone_null_a_row(tmp_path: Path):
+    values = [1.0, -0.0, 100.0, 1e14, 1e300, 0.1, 5e-324, math.inf, -math.inf, math.nan, None]
+    table = pa.table({"whole": pa.array([float(i) for i in range(11)]), "any": pa.array(values)})
+    write(CsvSink(tmp_path / "out"), table)
+    back = read(csv_source(tmp_path / "out"))
+    assert back.schema == table.schema
+    assert [repr(x) for x in back["any"].to_pylist()] == [repr(x) for x in values]
+    assert duckdb.sql(f"describe from '{tmp_path}/out/*.csv'").fetchall()[0][1] == "DOUBLE"
+    one = pa.table({"x": pa.array([1.0, None, 3.0])})
+    write(CsvSink(tmp_path / "one.csv"), one)
+    assert read(csv_source(tmp_path / "one.csv")).to_pydict() == one.to_pydict()
+    assert pd.read_csv(tmp_path / "one.csv")["x"].isna().tolist() == [False, True, False]
+
+
+def test_csv_text_is_what_arrow_writes_but_for_floats(tmp_path: Path):
+    table = pa.table(
+        {
+            'a "b"': ['x"y', "", None, "é,\n"],
+            "i": [1, None, -5, 2**62],
+            "t": pa.array(
+                [datetime.datetime(2024, 1, 2, 3, 4, 5, 6), None, None, None], pa.timestamp("us", "UTC")
+            ),
+            "d": pa.array([datetime.date(1, 1, 1), None, None, None]),
+            "b": [True, False, None, None],
+            "m": pa.array([decimal.Decimal("1.50"), None, None, None]),
+        }
+    )
+    write(CsvSink(tmp_path / "ours.csv"), table)
+    pcsv.write_csv(table, tmp_path / "arrow.csv")
+    assert (tmp_path / "ours.csv").read_bytes() == (tmp_path / "arrow.csv").read_bytes()
+
+
+def test_a_folder_that_is_written_and_then_closed_to_open_others_is_done(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("headwater.datasets.partitioned.MAX_OPEN", 2)
+    table = pa.table({"k": ["z"] * 100 + ["a", "b", "c"], "x": range(103)})
+    write(ParquetSink(tmp_path / "out", partition_by="k", row_group_rows=100), table, pieces=1)
+    back = read(parquet_source(tmp_path / "out")).sort_by("x")
+    assert back.select(["k", "x"]).to_pydict() == table.to_pydict()

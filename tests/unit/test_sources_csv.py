@@ -138,7 +138,7 @@ def test_line_ends_in_quotes_need_the_option_and_then_are_kept(tmp_path: Path, b
     assert len(source.splits()) == 1
     assert read(source)["s"].to_pylist() == [s or None for s in frame["s"]]
     with pytest.raises(BadRecordError, match="newlines_in_values=True"):
-        read(csv_source(tmp_path / "t.csv", partition_bytes=100, schema={"i": "string"}))
+        read(csv_source(tmp_path / "t.csv", newlines_in_values=False, schema={"i": "string"}))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_hive_folders_and_counting(tmp_path: Path):
         write(tmp_path / f"k={k}/t.csv", "x,k\n" + f"{k}0,9\n" * k)
     source = csv_source(tmp_path)
     assert read(source).to_pydict() == {"x": [10, 20, 20], "k": [1, 2, 2]}
-    assert [sum(t.num_rows for t in source.read(s, [])) for s in source.splits()] == [1, 2]
+    assert [t.num_rows for s in source.splits() for t in source.read(s, [])] == [1, 2]
 
 
 def test_limit_and_row_count(tmp_path: Path):
@@ -275,3 +275,43 @@ def test_options_are_checked(tmp_path: Path, options, message: str):
     path = write(tmp_path / "t.csv", "a\n1\n")
     with pytest.raises(ParameterError, match=message):
         csv_source(path, **options)
+
+
+def test_line_ends_in_quotes_are_seen_at_the_start_of_the_first_file(tmp_path: Path):
+    path = write(tmp_path / "t.csv", 'id,note\n1,"one\ntwo"\n' + "2,x\n" * 50_000 + '3,"a\nb"\n')
+    source = csv_source(path, partition_bytes=50_000)
+    expected = duckdb.sql(f"from read_csv('{path}', quote='\"')").to_arrow_table()
+    assert read(source).to_pydict() == expected.to_pydict()
+
+
+@pytest.mark.parametrize("value", ['"one\ntwo"', '"one\ntwo,three"', '"one\n2,two"'])
+def test_a_line_end_in_quotes_that_comes_late_is_an_error_never_another_row(tmp_path: Path, value: str):
+    text = "id,note\n" + "1,x\n" * 2_000 + f"1,{value}\n" + "3,y\n" * 2_000
+    path = write(tmp_path / "t.csv", text)
+    for partition_bytes in (1 << 20, text.index("\ntwo") + 1 if "\ntwo" in value else 8_004):
+        source = csv_source(path, sample_bytes=1000, partition_bytes=partition_bytes)
+        with pytest.raises(BadRecordError, match=r"line 2002.*newlines_in_values=True"):
+            read(source)
+    skipping = csv_source(path, sample_bytes=1000, on_bad_line="skip")
+    kept = read(skipping)["note"].to_pylist()
+    assert kept.count("x") == kept.count("y") == 2_000
+    assert "one" not in kept
+
+
+def test_a_quote_inside_a_value_is_no_open_quote(tmp_path: Path):
+    path = write(tmp_path / "t.csv", 'id,note\n1,5" pipe\n2,6"\n')
+    assert read(csv_source(path))["note"].to_pylist() == ['5" pipe', '6"']
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"a,b\r1,2\r", "lines end with"),
+        ("naïve,b\n1,2\n".encode("latin-1"), "the header isn't UTF-8"),
+        (bytes([0, 255, 3, 200]) * 20, "the header isn't UTF-8"),
+    ],
+)
+def test_headers_that_are_no_text_are_refused(tmp_path: Path, data: bytes, message: str):
+    (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(BadRecordError, match=message):
+        csv_source(tmp_path / "t.csv")

@@ -158,3 +158,10 @@ def test_json_without_lines_is_an_error_unless_columns_are_declared(tmp_path: Pa
     assert read(json_source(tmp_path / "t.json", schema={"a": "int64"})).to_pydict() == {"a": []}
     with pytest.raises(ParameterError, match="'error' or 'skip'"):
         json_source(tmp_path / "t.json", on_bad_line="ignore")
+
+
+def test_json_whose_lines_differ_in_type_is_a_clear_error(tmp_path: Path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"a": 1}\n{"a": "x"}\n')
+    with pytest.raises(BadRecordError, match=r"t.jsonl: lines differ in type: .*a.*schema="):
+        json_source(path)

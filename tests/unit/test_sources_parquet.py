@@ -138,12 +138,34 @@ def test_pruning_by_statistics_loses_no_row(folder: Path, predicate, where: str)
 
 
 def test_pruning_drops_splits_and_reads_only_matching_row_groups(folder: Path):
-    source = parquet_source(folder)
+    source = parquet_source(folder, partition_bytes=1 << 20)
     kept = source.prune(source.splits(), col("id") >= 2000)
     assert [split.index for split in kept] == [2]
     read_rows = sum(t.num_rows for t in source.read(kept[0], ["id"], col("id") >= 2950))
     assert read_rows == 100
     assert source.prune(source.splits(), col("id") > 9999) == []
+
+
+def test_small_files_are_one_partition_of_which_pruning_keeps_a_part(folder: Path):
+    source = parquet_source(folder)
+    assert [split.rows for split in source.splits()] == [3000]
+    kept = source.prune(source.splits(), col("id") >= 2000)
+    assert [split.rows for split in kept] == [1000]
+    assert read(source, ["id"], splits=kept)["id"].to_pylist() == list(range(2000, 3000))
+    assert sum(t.num_rows for t in source.read(source.splits()[0], ["id"], limit=1500)) == 1500
+
+
+def test_row_groups_without_a_matching_row_are_skipped_where_statistics_do_not_tell(tmp_path: Path):
+    ids = np.random.default_rng(0).permutation(200_000)
+    table = pa.table({"id": ids, "wide": [f"{i:030d}" for i in ids]})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=50_000)
+    source = parquet_source(tmp_path / "t.parquet")
+    predicate = col("id") == 77_777
+    (split,) = source.prune(source.splits(), predicate)
+    assert split.rows == 200_000
+    read_tables = list(source.read(split, ["wide", "id"], predicate))
+    assert sum(table.num_rows for table in read_tables) == 50_000
+    assert read(source, ["wide"], predicate)["wide"].to_pylist() == [f"{77_777:030d}"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), None])
