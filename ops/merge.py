@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .kernel import Context, Stream
 from .morsels import slices
@@ -21,7 +23,8 @@ def merge_runs(runs: Sequence[SpillFile], keys: Sequence[SortKey], context: Cont
     """Merge sorted runs, stable in the order of the runs.
 
     Ranges of keys are chosen so that the rows of one, from all runs, take about a quarter of the
-    memory; each range is sorted on its own. Rows of a key that alone is larger are all held.
+    memory; each range is sorted on its own. Rows equal to a range's lower bound need no sorting, and
+    pass run by run: so a key with more rows than fit in memory, which becomes a bound, is never held.
 
     Args:
         runs: finished files, each sorted by the keys.
@@ -42,8 +45,32 @@ def merge_runs(runs: Sequence[SpillFile], keys: Sequence[SortKey], context: Cont
     ends = [_ends(run, bounds, keys) for run in runs]
     starts = [np.concatenate([[0], end[:-1]]) for end in ends]
     for part in range(bounds.num_rows + 1):
-        pieces = [run.slice(s[part], e[part]) for run, s, e in zip(runs, starts, ends)]
-        yield from sorted_slices(pa.concat_tables(pieces).combine_chunks(), keys)
+        lowest = bounds.slice(part - 1, 1) if part else None
+        rest: list[pa.Table] = []
+        for run, start, end in zip(runs, starts, ends):
+            piece = run.slice(start[part], end[part])
+            equal = 0 if lowest is None else _equal_rows(piece, lowest, keys)
+            yield from slices(piece.slice(0, equal))
+            if equal < piece.num_rows:  # a copy, so that the rows that have passed are let go
+                rest.append(piece.take(pa.array(np.arange(equal, piece.num_rows))) if equal else piece)
+        if rest:
+            yield from sorted_slices(pa.concat_tables(rest).combine_chunks(), keys)
+
+
+def _equal_rows(piece: pa.Table, lowest: pa.Table, keys: Sequence[SortKey]) -> int:
+    """How many rows of a sorted piece, from its first, equal its lower bound in every key."""
+    equal = pa.repeat(pa.scalar(True), piece.num_rows)
+    for key in keys:
+        column, bound = piece.column(key.column), lowest.column(key.column)[0]
+        if not bound.is_valid:
+            same = pc.is_null(column)
+        elif pa.types.is_floating(column.type) and math.isnan(bound.as_py()):
+            same = pc.is_nan(column)
+        else:
+            same = pc.equal(column, bound)
+        equal = pc.and_(equal, pc.fill_null(same, False))
+    first_other = pc.index(equal, False).as_py()
+    return piece.num_rows if first_other < 0 else first_other
 
 
 def sorted_slices(table: pa.Table, keys: Sequence[SortKey]) -> Stream:
