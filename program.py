@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from .errors import ParameterError, TypeMismatchError, did_you_mean
 from .pipeline import Dataset
@@ -122,8 +122,12 @@ class Pipeline:
         )
 
 
-def pipeline(function: Callable[..., Any]) -> Pipeline:
-    """Mark a function as a pipeline, for ``headwater run`` and `Session.run`.
+@overload
+def pipeline(function: Callable[..., Any]) -> Pipeline: ...
+@overload
+def pipeline() -> Callable[[Callable[..., Any]], Pipeline]: ...
+def pipeline(function: Callable[..., Any] | None = None) -> Any:
+    """Mark a function as a pipeline, for ``headwater run`` and `Session.run`; with or without parentheses.
 
     Args:
         function: takes typed parameters and returns a Dataset, or a dict of output name to Dataset.
@@ -139,7 +143,7 @@ def pipeline(function: Callable[..., Any]) -> Pipeline:
         >>> list(evens.bind(n="4"))
         ['evens']
     """
-    return Pipeline(function)
+    return Pipeline if function is None else Pipeline(function)
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import DiskFullError, ParameterError, RunFailedError, SinkExistsError
 from ..ops.sink import StagedFile
+from .filesystem import open_filesystem
 
 #: written last, with the run's id; readers ignore names that start with an underscore
 SUCCESS = "_SUCCESS"
@@ -51,7 +51,7 @@ class Destination:
     @classmethod
     def at(cls, path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None, single_file: bool):
         """Make the destination of a path or URL."""
-        fs, stripped = url_to_fs(os.fspath(path), **(storage_options or {}))
+        fs, stripped = open_filesystem(path, storage_options)
         if isinstance(fs, LocalFileSystem):
             stripped = os.path.realpath(stripped)
         return cls(fs, stripped.rstrip("/") or "/", single_file)

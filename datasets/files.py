@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec
 import pyarrow as pa
 import xxhash
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import CorruptFileError, ParameterError, SourceNotFoundError, TypeMismatchError, did_you_mean
+from .filesystem import open_filesystem
 from .hive import HiveColumns, hive_pairs
 
 T = TypeVar("T")
@@ -197,7 +197,7 @@ def find_files(path: Paths, storage_options: Mapping[str, Any] | None = None, hi
         raise TypeMismatchError(f"a path is a string, a Path, or a list of them, not {path!r}.")
     if not given:
         raise ParameterError("no path was given: the list is empty. Write a path, a folder or a glob.")
-    opened = [url_to_fs(os.fspath(p), **(storage_options or {})) for p in given]
+    opened = [open_filesystem(p, storage_options) for p in given]
     if len({type(fs) for fs, _ in opened}) > 1:
         protocols = sorted({type(fs).__name__ for fs, _ in opened})
         raise ParameterError(

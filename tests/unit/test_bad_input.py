@@ -81,6 +81,12 @@ def test_an_empty_glob_says_that_nothing_matches(tmp_path: Path):
         hw.read_parquet(str(tmp_path / "*.parquet"))
 
 
+@pytest.mark.parametrize("use", [hw.read_csv, lambda url: hw.range(3).write_parquet(url)])
+def test_an_unknown_protocol_names_the_known_ones(use):
+    with pytest.raises(errors.ParameterError, match=r"memry://rides/1\.csv.*Did you mean 'memory'"):
+        use("memry://rides/1.csv")
+
+
 def test_schemas_that_differ_between_files_name_file_and_column(tmp_path: Path):
     pq.write_table(pa.table({"a": [1], "b": ["x"]}), tmp_path / "1.parquet")
     pq.write_table(pa.table({"a": ["1"], "b": ["x"]}), tmp_path / "2.parquet")

@@ -340,3 +340,11 @@ def test_a_pipeline_takes_members_of_an_enum_by_name():
     assert list(hw.pipeline(declare).bind(grain="HOUR")) == ["result"]
     with pytest.raises(ParameterError, match="Did you mean 'DAY'"):
         hw.pipeline(declare).bind(grain="day")
+
+
+def test_a_pipeline_may_be_marked_with_parentheses():
+    @hw.pipeline()
+    def marked(rows: int = 2):
+        return hw.range(rows)
+
+    assert list(marked.bind()) == ["result"]
