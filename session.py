@@ -268,7 +268,14 @@ class Session:
         return explain(outputs, self.options)
 
     def peak_worker_memory(self) -> dict[str, int]:
-        """The most anonymous memory, in bytes, that each worker process has held since it started."""
+        """Return the most anonymous memory, in bytes, that each process of a local cluster has held so far.
+
+        Returns:
+            Bytes by worker address.
+
+        Raises:
+            ClusterError: the session isn't a local cluster.
+        """
         from .runtime.cluster import peak_memory
 
         self.start()

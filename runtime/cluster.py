@@ -18,7 +18,6 @@ from distributed.versions import VersionMismatchWarning
 from ..errors import ClusterError, ParameterError
 from .dask_executor import DaskExecutor
 from .executor import Executor
-from .memory import anonymous_bytes
 from .memory_watch import MemoryWatch, read_peak
 from .private_scratch import make_private_scratch
 from .spawn import keep_main_out_of_workers
@@ -190,10 +189,14 @@ def open_executor(
 
 
 def peak_memory(executor: Executor) -> dict[str, int]:
-    """Return the most anonymous memory, in bytes, that each worker process of a local cluster has held."""
-    if isinstance(executor, DaskExecutor):
-        return executor.client.run(read_peak)
-    return {worker.address: anonymous_bytes() for worker in executor.workers()}
+    """Return the most anonymous memory, in bytes, that each worker process of a local cluster has held.
+
+    Raises:
+        ClusterError: the executor isn't a local cluster; others are not watched.
+    """
+    if not isinstance(executor, DaskExecutor) or not executor.owns_cluster:
+        raise ClusterError("peak memory is known for local clusters only, as Session(workers=4) starts them.")
+    return executor.client.run(read_peak)
 
 
 def _ready(client: Client, quota: int | None, owned: tuple[Any, ...]) -> DaskExecutor:

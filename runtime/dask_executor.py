@@ -62,6 +62,11 @@ class DaskExecutor:
                 f"the cluster at {client.scheduler.address} doesn't answer: {error}"
             ) from error
 
+    @property
+    def owns_cluster(self) -> bool:
+        """Whether the cluster was started for this executor, and ends with it."""
+        return len(self._owned) > 1
+
     def workers(self) -> list[WorkerJoined]:
         """The workers that can take tasks."""
         return self.membership.workers()

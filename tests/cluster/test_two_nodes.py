@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from distributed import Client
 
 import headwater as hw
+from headwater.errors import VersionMismatchError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -22,7 +24,7 @@ from headwater import col
 
 
 @hw.pipeline
-def visits(rows: int = 200_000):
+def visits(rows: int = 4_000_000):
     """Join and count generated rows, with a shuffle on each side."""
     ids = hw.range(rows, partitions=8)
     left = ids.with_columns(key=(col("id") * 7919) % 1000, value=col("id") % 17)
@@ -32,44 +34,37 @@ def visits(rows: int = 200_000):
 '''
 
 
-def _start(arguments: list[str], **env: str) -> subprocess.Popen:
+def _start(command: str, *arguments: str, **env: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", *arguments],
+        [
+            sys.executable,
+            "-m",
+            f"distributed.cli.{command}",
+            "--host",
+            "127.0.0.1",
+            "--no-dashboard",
+            *arguments,
+        ],
         env={**os.environ, "DASK_DISTRIBUTED__DASHBOARD__ENABLED": "false", **env},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
 
 
-@pytest.fixture
-def two_nodes(tmp_path: Path) -> Iterator[tuple[str, list[Path]]]:
-    """Start a scheduler and two workers on each of two nodes; give its address and the scratch folders."""
-    contact = tmp_path / "scheduler.json"
-    scratch = [tmp_path / "node-a", tmp_path / "node-b"]
-    processes = [
-        _start(
-            ["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
-            + ["--scheduler-file", str(contact)]
-        )
-    ]
+@contextmanager
+def cluster(folder: Path, workers: Sequence[dict[str, str]]) -> Iterator[str]:
+    """Run a scheduler, and workers with these environments; give the address."""
+    contact = str(folder / "scheduler.json")
+    processes = [_start("dask_scheduler", "--port", "0", "--scheduler-file", contact)]
     try:
-        for folder in scratch:
-            for number in range(2):
-                local = str(tmp_path / f"{folder.name}-dask-{number}")
-                processes.append(
-                    _start(
-                        [
-                            "distributed.cli.dask_worker",
-                            "--scheduler-file",
-                            str(contact),
-                            "--host",
-                            "127.0.0.1",
-                        ]
-                        + ["--no-nanny", "--nthreads", "1", "--no-dashboard", "--local-directory", local],
-                        HEADWATER_SCRATCH=str(folder),
-                    )
-                )
-        yield _address(contact, workers=4), scratch
+        for number, environment in enumerate(workers):
+            local = ["--local-directory", str(folder / f"dask-{number}")]
+            common = ["--scheduler-file", contact, "--no-nanny", "--nthreads", "1", *local]
+            processes.append(_start("dask_worker", *common, **environment))
+        with Client(scheduler_file=contact, timeout=60) as client:
+            client.wait_for_workers(len(workers), timeout=60)
+            address = client.scheduler.address
+        yield address
     finally:
         for process in processes:
             process.kill()
@@ -77,18 +72,12 @@ def two_nodes(tmp_path: Path) -> Iterator[tuple[str, list[Path]]]:
             process.wait()
 
 
-def _address(contact: Path, workers: int) -> str:
-    """The scheduler's address, once it has its workers."""
-    from distributed import Client
-
-    deadline = time.monotonic() + 60
-    while not contact.exists() or not contact.read_text().strip():
-        assert time.monotonic() < deadline, "the scheduler did not start"
-        os.sched_yield()
-    address = json.loads(contact.read_text())["address"]
-    with Client(address, timeout=60) as client:
-        client.wait_for_workers(workers, timeout=60)
-    return address
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Iterator[tuple[str, list[Path]]]:
+    """A scheduler and two workers on each of two nodes: its address, and the scratch folders."""
+    scratch = [tmp_path / "node-a", tmp_path / "node-b"]
+    with cluster(tmp_path, [{"HEADWATER_SCRATCH": str(folder)} for folder in scratch * 2]) as address:
+        yield address, scratch
 
 
 def test_the_command_line_runs_on_two_nodes_and_blocks_cross_between_them(two_nodes, tmp_path: Path):
@@ -109,10 +98,27 @@ def test_the_command_line_runs_on_two_nodes_and_blocks_cross_between_them(two_no
     assert sum(stage["remote_bytes"] for stage in told["stages"]) > 0
     assert sum(stage["local_bytes"] for stage in told["stages"]) > 0
 
+    shuffled = [stage["partitions"] for stage in told["stages"] if "join" in stage["label"]]
+    assert shuffled[0] > 1, "the join has several partitions, so that both nodes reduce"
+
     namespace: dict = {}
     exec(PIPELINE, namespace)
     with hw.Session("inline") as session, session.run(namespace["visits"].bind()) as clean:
         assert told["outputs"]["counts"]["digest"] == clean.digest("counts")
-        assert clean.table("counts").column("n").to_pylist() == [200] * 1000
+        assert clean.table("counts").column("n").to_pylist() == [4000] * 1000
     for folder in scratch:
         assert not list(folder.rglob("*.arrow")), "the run's blocks are removed when it ends"
+
+
+def test_joining_a_cluster_with_other_versions_names_worker_and_package(tmp_path: Path):
+    older = tmp_path / "older" / "pyarrow-1.0.0.dist-info"
+    older.mkdir(parents=True)
+    (older / "METADATA").write_text("Metadata-Version: 2.1\nName: pyarrow\nVersion: 1.0.0\n")
+    scratch = {"HEADWATER_SCRATCH": str(tmp_path / "node")}
+    workers = [scratch, {**scratch, "PYTHONPATH": str(older.parent)}]
+    with (
+        cluster(tmp_path, workers) as address,
+        pytest.raises(VersionMismatchError, match=r"worker tcp://\S+: pyarrow 1\.0\.0 \(here ") as caught,
+    ):
+        hw.Session(address).start()
+    assert str(caught.value).count("worker tcp://") == 1
