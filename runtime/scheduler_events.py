@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from .task import Block, StageProgram, Task, TaskResult
+from .task import Block, PartitionResult, Segment, StageProgram, Task, TaskResult
 
 
 class FailureKind(Enum):
@@ -21,6 +21,23 @@ class FailureKind(Enum):
     LOST = "lost"
     #: the system refused (memory, sockets): may pass on another attempt
     OTHER = "other"
+    #: the node's scratch folder is full: another node may have room
+    DISK = "disk"
+
+
+class Cause(Enum):
+    """Why a worker is gone."""
+
+    #: its connection closed: a crash, a kill, a machine that went down
+    DIED = "died"
+    #: its process was stopped and used no processor time
+    HUNG = "hung"
+    #: nothing of it, nor of its beacon, could be heard
+    UNREACHABLE = "unreachable"
+    #: it said that it would go, and handed over what it had
+    LEFT = "left"
+    #: the Dask scheduler is gone, and its workers with it
+    SCHEDULER = "scheduler died"
 
 
 @dataclass(frozen=True)
@@ -42,9 +59,88 @@ class WorkerJoined:
 
 @dataclass(frozen=True)
 class WorkerLeft:
-    """A worker process is gone and won't come back under this address."""
+    """A worker process is gone and won't come back under this address.
+
+    Attributes:
+        address: of the worker.
+        cause: why.
+        silent: seconds between the last sign of life and now; how long it took to notice.
+    """
 
     address: str
+    cause: Cause = Cause.DIED
+    silent: float = 0.0
+
+
+@dataclass(frozen=True)
+class WorkerDraining:
+    """A worker is about to leave: it finishes what it runs and takes nothing new."""
+
+    address: str
+
+
+@dataclass(frozen=True)
+class BlocksFound:
+    """A node told which results of the run it has, whoever made them.
+
+    Attributes:
+        node: id of the node.
+        results: one for each block found, as the block describes itself; several attempts at a partition may be there.
+    """
+
+    node: str
+    results: tuple[PartitionResult, ...]
+
+
+@dataclass(frozen=True)
+class BlocksMoved:
+    """A node that leaves gave blocks to another one, under the same paths.
+
+    Attributes:
+        source, target: ids of the nodes.
+        parts: (stage, partition, attempt) of each block.
+    """
+
+    source: str
+    target: str
+    parts: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class InputsLost:
+    """A running attempt lacks inputs, keeps what it has, and waits for new places.
+
+    Attributes:
+        stage, id, attempt: which one.
+        lost: (stage, partition, attempt) of each block that it could not read.
+    """
+
+    stage: int
+    id: int
+    attempt: int
+    lost: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far running attempts are.
+
+    Attributes:
+        done: `Task.name` to the share of its input that it has read, 0 to 1; 0 for one that hasn't begun.
+    """
+
+    done: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passes.
+
+    Attributes:
+        now: seconds since the run began.
+    """
+
+    now: float
 
 
 @dataclass(frozen=True)
@@ -98,7 +194,21 @@ class OutputTaken:
     partition: int
 
 
-Event = WorkerJoined | WorkerLeft | TaskFinished | TaskFailed | BlocksLost | Demand | OutputTaken
+Event = (
+    WorkerJoined
+    | WorkerLeft
+    | WorkerDraining
+    | TaskFinished
+    | TaskFailed
+    | InputsLost
+    | BlocksLost
+    | BlocksFound
+    | BlocksMoved
+    | Demand
+    | OutputTaken
+    | Progress
+    | Tick
+)
 
 
 @dataclass(frozen=True)
@@ -139,6 +249,30 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Survey:
+    """Ask a node which results of the run it has; `BlocksFound` answers."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class Relocate:
+    """Tell a waiting attempt where the inputs that it lacks are now.
+
+    Attributes:
+        name: `Task.name` of the attempt.
+        worker: that runs it.
+        segments: what it was told first, to what holds now.
+        nodes: node id to the addresses of living workers that can serve its blocks.
+    """
+
+    name: str
+    worker: str
+    segments: Mapping[Segment, Segment]
+    nodes: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
 class StageFinished:
     """All partitions of a stage are there."""
 
@@ -157,7 +291,9 @@ class Failed:
     error: BaseException
 
 
-Instruction = Record | StageReady | Launch | Cancel | Release | StageFinished | Finished | Failed
+Instruction = (
+    Record | StageReady | Launch | Cancel | Relocate | Release | Survey | StageFinished | Finished | Failed
+)
 
 
 @dataclass
