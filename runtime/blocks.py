@@ -1,13 +1,14 @@
 """Blocks on disk: an Arrow IPC file whose record batches are grouped by segment.
 
 A segment is a byte range of whole encapsulated messages. It can be sent, mapped and parsed alone,
-given the schema, while the file as a whole opens with any Arrow reader.
+given the schema, while the file as a whole opens with any Arrow reader. A block may end in its index
+(see block_index.py).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ class BlockWriter:
     """
 
     def __init__(self, file: ScratchFile, schema: pa.Schema, count: int):
-        self._file = file
+        self._file, self._schema = file, schema
         self._writer = pa.ipc.new_file(file.stream, schema, options=_OPTIONS)
         self._starts = np.zeros(count + 1, dtype=np.int64)
         self._rows = np.zeros(count, dtype=np.int64)
@@ -74,23 +75,45 @@ class BlockWriter:
             self._file.account()
         self._rows[segment] += table.num_rows
 
-    def close(self) -> tuple[np.ndarray, np.ndarray]:
-        """Write the footer.
+    def finish_segments(self) -> tuple[np.ndarray, np.ndarray]:
+        """End the last segment.
 
         Returns:
             Byte offset of each segment and the end of the last, shape (R + 1,), and rows of each
             segment, shape (R,); both int64.
         """
         self._begin(len(self._starts) - 1)
-        with self._file.space.full_disk_explained():
-            self._writer.close()
         return self._starts, self._rows
+
+    def close(self, index: Mapping[str, str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Write the footer.
+
+        Args:
+            index: metadata for an empty batch behind the segments, as `block_index.encode` gives.
+
+        Returns:
+            As `finish_segments`.
+
+        Raises:
+            DiskFullError: the quota or the disk is full.
+        """
+        segments = self.finish_segments()
+        with self._file.space.full_disk_explained():
+            if index is not None:
+                self._writer.write_batch(_no_rows(self._schema), custom_metadata=index)
+            self._writer.close()
+        return segments
 
     def _begin(self, segment: int) -> None:
         if segment + 1 < self._begun:
             raise ValueError(f"segment {segment} comes after segment {self._begun - 1}")
         self._starts[self._begun : segment + 1] = self._end
         self._begun = max(self._begun, segment + 1)
+
+
+def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
+    columns = [column.combine_chunks() for column in schema.empty_table().columns]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def read_segment(buffer: pa.Buffer, schema: pa.Schema) -> Iterator[pa.Table]:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..ops.partitioner import Partitioner
+from .block_index import BlockLabel, encode
 from .blocks import BlockWriter, map_range, read_segment
 from .recut import joined, recut, rows_only
 from .scratch_file import ScratchFile
@@ -46,6 +47,7 @@ def write_block(
     partition: int = 0,
     memory_bytes: int = 64 << 20,
     spill: Callable[[], ScratchFile] | None = None,
+    label: Callable[[], BlockLabel] | None = None,
 ) -> BlockIndex:
     """Write a partition's rows as one block, cut by a partitioner.
 
@@ -57,6 +59,7 @@ def write_block(
         partition: index of the map partition, for partitioners that ask.
         memory_bytes: how much to hold before rows are put aside.
         spill: begins a file for rows put aside; None holds all in memory.
+        label: tells, once all rows have passed, what the block is to say of itself; None leaves it out.
 
     Returns:
         Where the segments lie.
@@ -75,7 +78,8 @@ def write_block(
         for segment, rows in segments:
             for table in recut(rows, schema):
                 writer.write(segment, table)
-        offsets, counts = writer.close()
+        offsets, counts = writer.finish_segments()
+        writer.close(encode(label(), offsets, counts) if label else None)
     return BlockIndex(offsets, counts, cutter.spilled_bytes if cutter else 0)
 
 

@@ -12,13 +12,14 @@ A file appears under its name complete or not at all.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,10 @@ from pathlib import Path
 import psutil
 
 from ..errors import HeadwaterError
+from .inventory import FolderIndex
 from .owner import Owner, this_process
 from .scratch_file import DRAFT_NAME, ScratchFile, Space, draft_of
+from .task import PartitionResult
 
 #: how long, in seconds, a run is kept whose driver ran on another machine, and so may live
 FOREIGN_KEEP_SECONDS = 7 * 86_400.0
@@ -75,6 +78,7 @@ class NodeStore:
         #: the node's id, the same in every process that uses this folder
         self.node: str = _identify(self.root)
         self.space = Space(self.root, f"node {self.node[:8]}", quota_bytes)
+        self._indexes: dict[str, FolderIndex] = {}
 
     def resolve(self, path: str) -> Path:
         """Return the absolute path of a file of this store.
@@ -140,6 +144,30 @@ class NodeStore:
                 found.append(StoredBlock(stage, partition, attempt, relative, path.stat().st_size))
         return sorted(found, key=lambda block: (block.stage, block.partition, block.attempt))
 
+    def inventory(self, run: str, keys: Mapping[int, str] | None = None) -> list[PartitionResult]:
+        """List a run's published blocks as their tasks reported them, by what the files themselves say.
+
+        Args:
+            run: the run's id.
+            keys: stage to lineage key; blocks of other stages, or made by another key, are left out.
+                None lists all.
+
+        Returns:
+            Results by stage, partition and attempt; files that are no blocks of this run are passed over.
+        """
+        index = self._indexes.setdefault(run, FolderIndex(self._runs / run / "blocks"))
+        results = []
+        for found in index.find():
+            label = found.index.label
+            name = f"s{label.stage}-p{label.partition}-a{label.attempt}.arrow"
+            wanted = keys is None or keys.get(label.stage) == label.key
+            if label.run == run and found.name == name and wanted:
+                results.append(found.result(self.node, f"runs/{run}/blocks"))
+        if not results and not index.folder.is_dir():
+            self._indexes.pop(run, None)
+        order = operator.attrgetter("block.stage", "block.partition", "block.attempt")
+        return sorted(results, key=order)
+
     def delete_blocks(self, paths: Iterable[str]) -> int:
         """Delete blocks, given by their relative paths; those that are gone already are passed over.
 
@@ -171,6 +199,7 @@ class NodeStore:
             freed = _bytes_of((trash / "blocks").glob("*.arrow"))
             balance.commit(-freed)
         shutil.rmtree(trash, ignore_errors=True)
+        self._indexes.pop(run, None)
         return freed
 
     def runs(self) -> list[str]:

@@ -14,10 +14,11 @@ import pyarrow as pa
 from ..errors import HeadwaterError, PlanError
 from ..lineage.fingerprint import Fingerprint
 from ..ops.kernel import Broadcast, Context, Stream
-from ..ops.partitioner import KeySampler
+from ..ops.partitioner import KeySample, KeySampler
 from ..ops.sink import StagedFile
 from ..ops.source import Split, read_exactly
 from ..planner.plan import BroadcastLeaf, Leaf, Operator, ScanLeaf, ShuffleLeaf, Step, UnionStep
+from .block_index import BlockLabel
 from .broadcast import BroadcastCache
 from .exchange import write_block
 from .fetch import Fetcher, Inputs
@@ -140,8 +141,7 @@ class _Attempt:
             files = tuple(staged)
             self.counts["bytes_out"] += sum(file.bytes for file in files)
         self.counts["rows_out"] += tap.digest.rows
-        sample = tap.sampler.result() if tap.sampler else None
-        return PartitionResult(index, tap.digest.rows, tap.digest.hexdigest(), block, files, sample)
+        return PartitionResult(index, tap.digest.rows, tap.digest.hexdigest(), block, files, tap.sample())
 
     def _write(self, rows: Stream, index: int, tap: _Tap) -> Block:
         task, exchange = self.task, self.program.exchange
@@ -154,6 +154,7 @@ class _Attempt:
                 index,
                 self.exchange_bytes,
                 lambda: self.store.create_spill(self.spill_folder, task.quota_bytes),
+                lambda: self._label(index, tap),
             )
             self._check_cancelled()
             size = file.publish()
@@ -169,6 +170,13 @@ class _Attempt:
             size,
             tap.digest.hexdigest(),
         )
+
+    def _label(self, index: int, tap: _Tap) -> BlockLabel:
+        """What the block of a partition whose rows have all passed says of itself."""
+        task, program = self.task, self.program
+        seconds = time.perf_counter() - tap.started
+        digest, sample = tap.digest.hexdigest(), tap.sample()
+        return BlockLabel(task.run, task.stage, program.key, index, task.attempt, digest, seconds, sample)
 
     def _evaluate(self, operator: Operator, given: PartitionInput, partition: int) -> Stream | Broadcast:
         """Evaluate an operator tree; in a branch of a union, the partition counts from the branch's start."""
@@ -242,11 +250,14 @@ class _Tap:
     """What is learnt of a partition's rows as they pass: their digest, and a sample of their keys."""
 
     def __init__(self, program: StageProgram, partition: int):
-        self._program = program
+        self._program, self.started = program, time.perf_counter()
         self.digest = Fingerprint(program.schema)
         # named by the keys alone, so that boundaries don't depend on which stage holds the rows
         seed: tuple[int | str, ...] = (*map(str, program.sample), partition)
         self.sampler = KeySampler(program.sample, seed) if program.sample else None
+
+    def sample(self) -> KeySample | None:
+        return self.sampler.result() if self.sampler else None
 
     def passing(self, stream: Stream) -> Stream:
         for table in stream:

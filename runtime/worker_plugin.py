@@ -22,6 +22,7 @@ from tblib import pickling_support
 from ..errors import ClusterError, HeadwaterError, SerializationError
 from .broadcast import BroadcastCache
 from .fetch import Fetcher, FetchOptions
+from .inventory import pack_inventory
 from .node_store import NodeStore, default_scratch
 from .run_task import run_task
 from .serve import serve_ranges
@@ -108,7 +109,7 @@ class WorkerRuntime:
     def install(self) -> None:
         """Attach to the worker."""
         self.worker.headwater = self
-        for operation in (self.fetch, self.cancel, self.release, self.blocks, self.info):
+        for operation in (self.fetch, self.cancel, self.release, self.blocks, self.inventory, self.info):
             self.worker.handlers[f"headwater_{operation.__name__}"] = operation
 
     def execute(self, task: Task, payload: bytes) -> TaskResult:
@@ -160,6 +161,11 @@ class WorkerRuntime:
         """List the blocks of a run that this node has, as (stage, partition, attempt)."""
         found = await asyncio.to_thread(self.store.blocks, run)
         return {"status": "OK", "blocks": [(b.stage, b.partition, b.attempt) for b in found]}
+
+    async def inventory(self, run: str, keys: Any = None) -> dict[str, Any]:
+        """Tell what the blocks of a run that this node has say of themselves; see `unpack_inventory`."""
+        found = await asyncio.to_thread(self.store.inventory, run, keys)
+        return pack_inventory(self.store.node, found)
 
     async def info(self) -> dict[str, Any]:
         """Tell who this worker is, and what it runs."""

@@ -17,7 +17,10 @@ import pyarrow as pa
 import pytest
 
 from headwater.errors import DiskFullError, HeadwaterError
+from headwater.runtime import inventory
+from headwater.runtime.block_index import BlockLabel
 from headwater.runtime.blocks import BlockWriter
+from headwater.runtime.exchange import write_block
 from headwater.runtime.node_store import NodeStore, default_scratch, read_identity
 from headwater.runtime.owner import Owner, this_process
 
@@ -247,3 +250,55 @@ def test_purge_removes_drafts_and_spills_of_dead_processes_only(store: NodeStore
         assert file.draft.exists()
         assert [path.name for path in (run / "spill").iterdir()] == [mine.name]
         assert not any(path.exists() for path in stale)
+
+
+def put_rows(store: NodeStore, stage: int, partition: int, attempt: int, run: str = "r1") -> str:
+    rows = pa.table({"x": range(partition)})
+    label = BlockLabel(run, stage, f"key{stage}", partition, attempt, f"f{partition}")
+    with store.create_block(run, stage, partition, attempt) as file:
+        write_block(file, iter([rows]), rows.schema, label=lambda: label)
+        file.publish()
+    return file.path
+
+
+def test_an_inventory_lists_what_blocks_say_of_themselves(store: NodeStore) -> None:
+    paths = [put_rows(store, *which) for which in ((1, 2, 0), (0, 10, 0), (0, 9, 10_000), (0, 9, 1))]
+    found = store.inventory("r1")
+    blocks = [result.block for result in found]
+    assert [block.path for block in blocks if block] == [paths[3], paths[2], paths[1], paths[0]]
+    assert [(result.index, result.rows, result.fingerprint) for result in found] == [
+        (9, 9, "f9"),
+        (9, 9, "f9"),
+        (10, 10, "f10"),
+        (2, 2, "f2"),
+    ]
+    assert {block.node for block in blocks if block} == {store.node}
+    assert len(store.inventory("r1", {0: "key0", 1: "other"})) == 3
+    assert store.inventory("no-such-run") == []
+
+
+def test_an_inventory_leaves_out_what_is_not_a_block_of_the_run(store: NodeStore) -> None:
+    good = put_rows(store, 0, 1, 0)
+    put(store, 7, b"garbage")
+    folder = store.resolve(good).parent
+    (folder / "s0-p2-a0.arrow").write_bytes(store.resolve(good).read_bytes())  # says that it is another
+    (folder / "s0-p3-a0.arrow").write_bytes(store.resolve(good).read_bytes()[:-1])
+    store.open_run("r2")
+    os.link(store.resolve(good), store.root / "runs" / "r2" / "blocks" / "s0-p1-a0.arrow")
+    assert [result.block.path for result in store.inventory("r1") if result.block] == [good]
+    assert store.inventory("r2") == []
+
+
+def test_a_file_is_read_once_until_it_changes(store: NodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, seen = inventory.read_index, []
+    monkeypatch.setattr(inventory, "read_index", lambda path: seen.append(path) or read(path))
+    paths = [put_rows(store, 0, partition, 0) for partition in range(3)]
+    assert len(store.inventory("r1")) == 3
+    assert len(store.inventory("r1")) == 3
+    assert len(seen) == 3
+    store.delete_blocks(paths[:1])
+    put_rows(store, 0, 2, 0)
+    assert len(store.inventory("r1")) == 2
+    assert len(seen) == 4
+    store.remove_run("r1")
+    assert store.inventory("r1") == []
