@@ -27,8 +27,8 @@ from pathlib import Path
 import psutil
 
 from ..errors import HeadwaterError
+from ..lineage.owner import Owner, this_process
 from .inventory import FolderIndex
-from .owner import Owner, this_process
 from .scratch_file import DRAFT_NAME, ScratchFile, Space, draft_of
 from .task import PartitionResult
 

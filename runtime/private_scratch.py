@@ -8,7 +8,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from .owner import Owner, this_process
+from ..lineage.owner import Owner, this_process
 
 _PREFIX = "headwater-"
 _OWNER = "private.json"

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import HeadwaterError
+from ..lineage.owner import Owner, this_process
 from ..ops.partitioner import KeySample
 from ..ops.sink import Sink, StagedFile
 from ..ops.sort import SortKey
 from ..ops.source import Split
 from ..planner.plan import Exchange, Operator
-from .owner import Owner, this_process
 
 #: (stage, partition): what a block is a result of
 Part = tuple[int, int]

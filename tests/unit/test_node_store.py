@@ -17,12 +17,12 @@ import pyarrow as pa
 import pytest
 
 from headwater.errors import DiskFullError, HeadwaterError
+from headwater.lineage.owner import Owner, this_process
 from headwater.runtime import inventory
 from headwater.runtime.block_index import BlockLabel
 from headwater.runtime.blocks import BlockWriter
 from headwater.runtime.exchange import write_block
 from headwater.runtime.node_store import NodeStore, default_scratch, read_identity
-from headwater.runtime.owner import Owner, this_process
 
 
 @pytest.fixture
