@@ -1,4 +1,4 @@
-"""The command line: demo, run, explain, check, runs.
+"""The command line: demo, run, explain, check, runs, worker.
 
 Exit codes: 0 it worked, 1 a run failed or a check found something, 2 the command, the pipeline or its
 input is wrong, 130 Ctrl-C, 143 terminated (SIGTERM).
@@ -235,6 +235,69 @@ def lineage(run: str, partition: str, scheduler: str | None, journal: str | None
 
         history.observe(find_blocks(scheduler, run))
     click.echo(lineage_text(history, *found, observed=scheduler is not None, most=lines))
+
+
+@cli.command()
+@click.argument("address", metavar="ADDRESS")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Worker processes, which share the scratch folder; one that dies is started again.",
+)
+@click.option(
+    "--nthreads",
+    type=click.IntRange(1),
+    help="Tasks that each process runs at once.  [default: the processors' share]",
+)
+@click.option(
+    "--scratch",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Folder for blocks and spills, on this machine's fastest disk.",
+)
+@click.option("--quota", metavar="SIZE", help="Most bytes of the scratch folder to use, as '100 GB'.")
+@click.option("--name", metavar="NAME", help="Name on Dask's dashboard.  [default: the address]")
+@click.option("--host", metavar="HOST", help="Address to listen on.  [default: one that the scheduler reaches]")
+@click.option(
+    "--memory-limit",
+    default="auto",
+    metavar="SIZE",
+    help="Memory of each process to plan with.  [default: the machine's share]",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Give up after so long without a scheduler.  [default: never]",
+)
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for running tasks when told to leave.",
+)
+@click.option("--parent", type=int, hidden=True)
+@_debug
+def worker(address: str, workers: int, parent: int | None, **options: Any) -> int:
+    """Be a worker of the Dask cluster whose scheduler is at ADDRESS, as tcp://host:8786.
+
+    Outlives its scheduler, and joins the next one at the same address. SIGTERM or Ctrl-C leaves politely: running
+    tasks are finished, and the last worker of a node hands its blocks to other nodes. A second one
+    leaves at once.
+
+    Exits with 3 if no scheduler was found within --grace.
+    """
+    from .runtime.supervisor import supervise_workers
+    from .runtime.worker_host import host_options, serve
+
+    host = host_options(address, workers=workers, parent=parent, verbose=_state().debug, **options)
+    _state().running = True
+    return serve(host) if workers == 1 else supervise_workers(host, workers)
 
 
 def _declare(file: str, params: Sequence[str], outputs: Sequence[str]) -> tuple[Pipeline, dict[str, Dataset]]:

@@ -22,6 +22,7 @@ from tblib import pickling_support
 from ..errors import ClusterError, HeadwaterError, SerializationError
 from .broadcast import BroadcastCache
 from .fetch import Fetcher, FetchOptions
+from .handover import announce, leave, room_bytes, watch_retirement
 from .inventory import pack_inventory
 from .node_store import NodeStore, default_scratch
 from .run_task import run_task
@@ -105,12 +106,24 @@ class WorkerRuntime:
         self._running: dict[str, threading.Event] = {}
         self._cancelled: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
+        #: whether the process goes on when its Dask worker closes
+        self.outlives_worker = False
+        #: it is about to leave; it is Dask that retires it; it has handed over what it had
+        self.draining = self.retiring = self.left = False
 
     def install(self) -> None:
         """Attach to the worker."""
         self.worker.headwater = self
+        watch_retirement(self.worker, self._retire)
         for operation in (self.fetch, self.cancel, self.release, self.blocks, self.inventory, self.info):
             self.worker.handlers[f"headwater_{operation.__name__}"] = operation
+
+    def attach(self, worker: Worker) -> None:
+        """Go on with a new Dask worker of the same process; what runs still belongs to the old one."""
+        self.worker = worker
+        self.draining = self.retiring = self.left = False
+        self.fetcher.rpc, self.fetcher.loop = worker.rpc, worker.loop.asyncio_loop
+        self.install()
 
     def execute(self, task: Task, payload: bytes) -> TaskResult:
         """Run a task in the calling thread."""
@@ -175,6 +188,9 @@ class WorkerRuntime:
             "node": self.store.node,
             "scratch": str(self.store.root),
             "used_bytes": self.store.space.used_bytes(),
+            "room_bytes": room_bytes(self.store),
+            "draining": self.draining,
+            "running": self.running(),
             "address": self.worker.address,
             "host": platform.node(),
             "pid": os.getpid(),
@@ -183,11 +199,24 @@ class WorkerRuntime:
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         }
 
+    def running(self) -> list[str]:
+        """Tasks that run in this process, as "RUN/NAME", those of its earlier Dask workers included."""
+        with self._lock:
+            return sorted(self._running)
+
     def stop(self) -> None:
         """Cancel all that runs; the worker is closing."""
         with self._lock:
             for flag in self._running.values():
                 flag.set()
+
+    def _retire(self, retiring: bool) -> None:
+        """Dask begins to retire the worker, or thinks better of it."""
+        if self.left or retiring == self.retiring:
+            return
+        if retiring and not self.draining:
+            self._announcement = asyncio.ensure_future(announce(self.worker, "draining"))
+        self.draining = self.retiring = retiring
 
     def _forget(self, run: str) -> None:
         self.broadcasts.forget(run)
@@ -246,11 +275,18 @@ class HeadwaterWorkerPlugin(WorkerPlugin):
             WorkerRuntime(worker, store, self.options).install()
         await asyncio.to_thread(runtime_of(worker).store.purge_orphans, self.keep_seconds)
 
-    def teardown(self, worker: Worker) -> None:
-        """Stop the tasks of a worker that closes; a plugin that is only replaced leaves them running."""
+    async def teardown(self, worker: Worker) -> None:
+        """Stop the tasks of a worker that closes, and hand over its blocks if it is retired.
+
+        A plugin that is only replaced leaves them running.
+        """
         runtime = getattr(worker, "headwater", None)
-        if runtime is not None and worker.status.name != "running":
+        if runtime is None or worker.status.name not in ("closing", "closed", "failed"):
+            return
+        if runtime.retiring or not runtime.outlives_worker:
             runtime.stop()
+        if runtime.retiring:
+            await leave(worker, runtime.store)
 
     def _open_store(self) -> NodeStore:
         return NodeStore(Path(self.scratch) if self.scratch else default_scratch(), self.quota_bytes)
