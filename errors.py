@@ -83,6 +83,14 @@ class RunFailedError(HeadwaterError, RuntimeError):
     """A run can't go on: a task failed too often, or data is lost for good."""
 
 
+class FencedError(HeadwaterError, RuntimeError):
+    """Another driver took the run over, so this one stops; what the other one does counts."""
+
+
+class LeaseHeldError(HeadwaterError, RuntimeError):
+    """A living driver holds the run; says who, where, since when, and what to do."""
+
+
 class PlanError(HeadwaterError, RuntimeError):
     """The planner produced or met a plan that breaks its own rules: a defect of Headwater."""
 

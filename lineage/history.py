@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,20 +12,11 @@ import numpy as np
 from ..errors import ParameterError, did_you_mean
 from .graph import Dependency, Edge, LineageGraph, Masks
 from .journal import STATES
+from .restored import Fate, Restored, Result
+
+__all__ = ["Fate", "History", "StageHistory"]
 
 _STAGE_PARTITION = re.compile(r"(.*):(\d+)", re.DOTALL)
-
-
-class Fate(IntEnum):
-    """What became of a partition's result."""
-
-    NOT_RUN = 0
-    #: a node has its block, or its sink has its rows
-    HELD = 1
-    #: nobody had to read it any more
-    DELETED = 2
-    #: its node died, or it isn't where it was left
-    LOST = 3
 
 
 @dataclass
@@ -41,7 +31,9 @@ class StageHistory:
         attempt: that made the result that counts.
         node: index into `History.nodes`, of the node that made it.
         fate: a `Fate`.
-        fingerprints: recorded; None where nothing has run.
+        fingerprints: recorded; None where nothing has run, or what ran was rolled back.
+        copies: partition to the indices of further nodes that have its block.
+        files: partition of a sink to (path, target, rows, bytes) of each file it staged.
     """
 
     label: str
@@ -53,6 +45,14 @@ class StageHistory:
     node: np.ndarray
     fate: np.ndarray
     fingerprints: list[str | None]
+    copies: dict[int, list[int]] = field(default_factory=dict)
+    files: dict[int, list[list[Any]]] = field(default_factory=dict)
+
+    @property
+    def never_ran(self) -> np.ndarray:
+        """Which partitions no attempt ever made; shape (partitions,)."""
+        unmade = np.array([text is None for text in self.fingerprints], dtype=bool)
+        return unmade & ((self.fate == Fate.NOT_RUN) | (self.fate == Fate.SKIPPED))
 
     @classmethod
     def empty(cls, label: str, is_sink: bool, count: int) -> StageHistory:
@@ -72,10 +72,11 @@ class History:
     Attributes:
         run, pipeline: from its header.
         state: how the run ended; None if no record says that it did.
+        epoch: of its last driver.
         graph: what every partition is made from.
         stages: what became of every partition, by stage.
         outputs: output name to stage.
-        nodes: ids of the nodes that made something.
+        nodes: ids of the nodes that have, or had, some result.
 
     Raises:
         ParameterError: the run ended before it was planned.
@@ -92,10 +93,14 @@ class History:
     def __init__(self, records: Iterable[Sequence[Any]]):
         self.run = self.pipeline = ""
         self.state: str | None = None
+        self.epoch = 0
         self.stages: list[StageHistory] = []
         self.outputs: dict[str, int] = {}
         self.nodes: list[str] = []
         self._finished: set[int] = set()
+        self._boundaries: dict[int, str] = {}
+        self._committing: set[str] = set()
+        self._committed: set[str] = set()
         for record in records:
             self._take(*record)
         if not self.stages:
@@ -147,32 +152,71 @@ class History:
         for stage in self.stages:
             if not stage.is_sink:
                 stage.fate[stage.fate == Fate.HELD] = Fate.LOST
-        for node, stage_id, partition, attempt in blocks:
+                stage.copies.clear()
+        found: set[tuple[int, int]] = set()
+        for name, stage_id, partition, attempt in blocks:
             if stage_id >= len(self.stages) or partition >= self.graph.partitions[stage_id]:
                 continue
             stage = self.stages[stage_id]
-            if stage.fingerprints[partition] is not None and stage.attempt[partition] == attempt:
+            if stage.fingerprints[partition] is None or stage.attempt[partition] != attempt:
+                continue
+            if (stage_id, partition) in found:
+                self._copied(stage_id, partition, name)
+            else:
+                found.add((stage_id, partition))
                 stage.fate[partition] = Fate.HELD
-                stage.node[partition] = self._node(node)
+                stage.node[partition] = self._node(name)
+
+    def restore(self) -> Restored:
+        """Return what a driver needs that goes on with the run."""
+        return Restored(
+            self.epoch,
+            self.state,
+            tuple(
+                tuple(self._result(stage, partition) for partition in range(len(stage.fate)))
+                for stage in self.stages
+            ),
+            dict(self._boundaries),
+            frozenset(self._committing - self._committed),
+            frozenset(self._committed),
+        )
+
+    def _result(self, stage: StageHistory, partition: int) -> Result | None:
+        fingerprint = stage.fingerprints[partition]
+        if fingerprint is None:
+            return None
+        files = stage.files.get(partition)
+        return Result(
+            int(stage.attempt[partition]),
+            int(stage.rows[partition]),
+            int(stage.bytes[partition]),
+            fingerprint,
+            self.nodes[stage.node[partition]],
+            None if files is None else tuple((path, to, rows, size) for path, to, rows, size in files),
+            Fate(stage.fate[partition]),
+            tuple(self.nodes[node] for node in stage.copies.get(partition, ())),
+        )
 
     # -- replay ---------------------------------------------------------------------------------
 
     def _take(self, kind: str, *rest: Any) -> None:
         if kind == "started":
             self.run, self.pipeline = rest[0]["run"], rest[0].get("pipeline") or ""
-        elif kind == "plan":
-            self._planned(*rest)
-        elif kind == "task":
-            self._task_done(*rest)
-        elif kind == "stage":
-            self._stage_done(rest[0])
-        elif kind == "rerun":
-            self._finished.discard(rest[0])
-            self.stages[rest[0]].fate[rest[1]] = Fate.LOST
-        elif kind == "worker lost" and rest[2]:
-            self._node_lost(rest[1])
+        elif kind == "resumed":
+            self.epoch, self.state = rest[0]["epoch"], None
+        elif kind == "committing":
+            self._committing.add(rest[0])
+        elif kind == "committed":
+            self._committed.add(rest[0])
+        elif kind == "boundaries":
+            self._boundaries[rest[0]] = rest[1]
         elif kind in STATES:
             self._ended(STATES[kind])
+        elif kind == "worker lost":
+            if rest[2]:
+                self._node_lost(rest[1])
+        elif take := _TAKERS.get(kind):
+            take(self, *rest)
 
     def _planned(self, stages: list[list[Any]], outputs: dict[str, int]) -> None:
         self.outputs = outputs
@@ -185,15 +229,69 @@ class History:
     def _task_done(
         self, stage_id: int, _task: int, attempt: int, node: str, results: list[list[Any]], seconds: float
     ) -> None:
-        stage = self.stages[stage_id]
-        for partition, rows, size, fingerprint in results:
-            stage.rows[partition], stage.bytes[partition] = rows, size
-            stage.fingerprints[partition] = fingerprint
-        made = [result[0] for result in results]
-        stage.seconds[made] = seconds / max(1, len(made))
-        stage.attempt[made], stage.node[made], stage.fate[made] = attempt, self._node(node), Fate.HELD
+        for partition, rows, size, fingerprint, *files in results:
+            self._made(stage_id, partition, attempt, rows, size, fingerprint, node)
+            if files:
+                self.stages[stage_id].files[partition] = files[0]
+        self.stages[stage_id].seconds[[result[0] for result in results]] = seconds / max(1, len(results))
 
-    def _stage_done(self, stage_id: int) -> None:
+    def _adopted(self, stage_id: int, node: str, results: list[list[Any]]) -> None:
+        for partition, attempt, rows, size, fingerprint in results:
+            self._made(stage_id, partition, attempt, rows, size, fingerprint, node)
+
+    def _made(
+        self, stage_id: int, partition: int, attempt: int, rows: int, size: int, fingerprint: str, node: str
+    ) -> None:
+        """A result counts from now on; another attempt's files and copies are strays."""
+        stage, place = self.stages[stage_id], self._node(node)
+        if stage.attempt[partition] != attempt or stage.fate[partition] != Fate.HELD:
+            stage.copies.pop(partition, None)
+        if stage.attempt[partition] != attempt:
+            stage.files.pop(partition, None)
+        if place in stage.copies.get(partition, ()):
+            stage.copies[partition].remove(place)
+        stage.rows[partition], stage.bytes[partition] = rows, size
+        stage.fingerprints[partition], stage.attempt[partition] = fingerprint, attempt
+        stage.node[partition], stage.fate[partition] = place, Fate.HELD
+
+    def _copied(self, stage_id: int, partition: int, node: str) -> None:
+        stage, place = self.stages[stage_id], self._node(node)
+        copies = stage.copies.setdefault(partition, [])
+        if place != stage.node[partition] and place not in copies:
+            copies.append(place)
+
+    def _moved(self, source: str, target: str, parts: list[list[int]]) -> None:
+        old, new = self._node(source), self._node(target)
+        for stage_id, partition in parts:
+            stage = self.stages[stage_id]
+            places = [int(stage.node[partition]), *stage.copies.get(partition, ())]
+            if old in places:
+                places = list(dict.fromkeys(new if place == old else place for place in places))
+                stage.node[partition], stage.copies[partition] = places[0], places[1:]
+
+    def _rerun(self, stage_id: int, partitions: list[int]) -> None:
+        self._finished.discard(stage_id)
+        stage = self.stages[stage_id]
+        stage.fate[partitions] = Fate.LOST
+        for partition in partitions:
+            stage.copies.pop(partition, None)
+
+    def _rolled_back(self, stage_id: int, partitions: list[int]) -> None:
+        """What was made is forgotten, but not what it took."""
+        self._rerun(stage_id, partitions)
+        stage = self.stages[stage_id]
+        for partition in partitions:
+            stage.fingerprints[partition] = None
+            stage.files.pop(partition, None)
+        if not any(stage.fingerprints):  # cut anew, from a new sample
+            self._boundaries.pop(stage_id, None)
+
+    def _skipped(self, stage_id: int, partitions: list[int]) -> None:
+        fate = self.stages[stage_id].fate
+        chosen = np.asarray(partitions, dtype=np.int64)
+        fate[chosen[fate[chosen] != Fate.HELD]] = Fate.SKIPPED
+
+    def _stage_done(self, stage_id: int, _rows: int) -> None:
         """Let go of blocks as the scheduler does: once all stages that read them are finished."""
         self._finished.add(stage_id)
         for touched in (*self.graph.sources[stage_id], stage_id):
@@ -203,14 +301,27 @@ class History:
                 self._change(touched, Fate.HELD, Fate.DELETED)
 
     def _node_lost(self, node: str) -> None:
+        if node not in self.nodes:
+            return
+        lost = self._node(node)
         for stage in self.stages:
-            if not stage.is_sink and node in self.nodes:
-                stage.fate[(stage.node == self._node(node)) & (stage.fate == Fate.HELD)] = Fate.LOST
+            if stage.is_sink:
+                continue
+            for copies in stage.copies.values():
+                if lost in copies:
+                    copies.remove(lost)
+            for partition in np.flatnonzero((stage.node == lost) & (stage.fate == Fate.HELD)).tolist():
+                if copies := stage.copies.get(partition):
+                    stage.node[partition] = copies.pop(0)
+                else:
+                    stage.fate[partition] = Fate.LOST
 
     def _ended(self, state: str) -> None:
+        """A run that didn't finish leaves nothing but the files of outputs that were committed."""
         self.state = state
+        kept = {self.outputs[name] for name in self._committed}
         if state != "finished":
-            for stage in range(len(self.stages)):
+            for stage in set(range(len(self.stages))) - kept:
                 self._change(stage, Fate.HELD, Fate.DELETED)
 
     def _change(self, stage_id: int, before: Fate, after: Fate) -> None:
@@ -221,3 +332,16 @@ class History:
         if name not in self.nodes:
             self.nodes.append(name)
         return self.nodes.index(name)
+
+
+_TAKERS: dict[str, Callable[..., None]] = {
+    "plan": History._planned,
+    "task": History._task_done,
+    "adopted": History._adopted,
+    "replicated": History._copied,
+    "moved": History._moved,
+    "stage": History._stage_done,
+    "rerun": History._rerun,
+    "rolled back": History._rolled_back,
+    "skipped": History._skipped,
+}

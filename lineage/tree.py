@@ -110,21 +110,33 @@ def rebuild_cost(history: History, stage: int, partition: int, from_sources: boo
         steps,
         sum(int(made.bytes[chosen].sum()) for made, chosen in pairs),
         sum(float(made.seconds[chosen].sum()) for made, chosen in pairs),
-        sum(int((made.fate[chosen] == Fate.NOT_RUN).sum()) for made, chosen in pairs),
+        sum(int(made.never_ran[chosen].sum()) for made, chosen in pairs),
         sum(int(mask.sum()) for mask in plan.reads(history.graph)),
     )
 
 
 def places(history: History, branch: Branch) -> dict[str, int]:
-    """Count where the results of a branch are: node ids, "sink", or the name of a `Fate`."""
+    """Count where the results of a branch are.
+
+    Returns:
+        Results by place: a node's id (its first eight letters, if it is long), with the number of copies on
+        other nodes, as "node-a, +1 copy"; "sink"; or the name of a `Fate`.
+    """
     stage = history.stages[branch.stage]
     found: dict[str, int] = {}
-    for fate, node in zip(stage.fate[branch.mask].tolist(), stage.node[branch.mask].tolist()):
-        name = Fate(fate).name.lower().replace("_", " ")
-        if fate == Fate.HELD:
-            name = "sink" if stage.is_sink else history.nodes[node]
+    for partition in branch.partitions.tolist():
+        fate = Fate(stage.fate[partition])
+        name = fate.name.lower().replace("_", " ")
+        if fate is Fate.HELD:
+            copies = len(stage.copies.get(partition, ()))
+            more = f", +{copies} {'copy' if copies == 1 else 'copies'}" if copies else ""
+            name = "sink" if stage.is_sink else _short(history.nodes[stage.node[partition]]) + more
         found[name] = found.get(name, 0) + 1
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _short(node: str) -> str:
+    return node[:8] if len(node) == 32 else node
 
 
 def fingerprint_of(stage: StageHistory, partitions: np.ndarray) -> str | None:

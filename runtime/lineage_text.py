@@ -81,10 +81,9 @@ def _row(history: History, branch: Branch) -> tuple[str, ...]:
 
 
 def _places_text(found: dict[str, int]) -> str:
-    names = {name[:8] if len(name) == 32 else name: count for name, count in found.items()}
-    if len(names) == 1:
-        return next(iter(names))
-    texts = [f"{name} ({count})" for name, count in names.items()]
+    if len(found) == 1:
+        return next(iter(found))
+    texts = [f"{name} ({count})" for name, count in found.items()]
     more = f", +{len(texts) - _LISTED}" if len(texts) > _LISTED else ""
     return ", ".join(texts[:_LISTED]) + more
 
