@@ -77,7 +77,7 @@ class MapBatchesKernel(Kernel):
     """Calls a user function on batches cut at fixed rows, and checks what it gives.
 
     Attributes:
-        function, output, format, batch_rows, same_length: as in `MapBatches`.
+        function, output, format, batch_rows, same_length, deterministic: as in `MapBatches`.
         name: the function's, for errors.
     """
 
@@ -87,6 +87,7 @@ class MapBatchesKernel(Kernel):
     batch_rows: int | None
     same_length: bool
     name: str
+    deterministic: bool = True
 
     def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
         label = f"map_batches({self.name})"

@@ -132,7 +132,13 @@ def lower_sample(low: Lowering, node: Sample, below: Fragment) -> Fragment:
 def lower_map_batches(low: Lowering, node: MapBatches, below: Fragment) -> Fragment:
     """Call the user function in place."""
     kernel = MapBatchesKernel(
-        node.function, node.output, node.format, node.batch_rows, node.same_length, node.name
+        node.function,
+        node.output,
+        node.format,
+        node.batch_rows,
+        node.same_length,
+        node.name,
+        node.deterministic,
     )
     return _narrow(low, node, below, kernel, f"map {node.name}")
 

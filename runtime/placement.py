@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .task import Task
+
 #: bytes per second that a worker fetches from another node
 BANDWIDTH = 400e6
 #: entries of a queue that a thief looks at
 STEAL_SCAN = 64
+#: a worker that takes so many times longer than others is slow: it gets nothing that others would do sooner
+SLOW = 2.0
 
 
 @dataclass(eq=False)
@@ -25,26 +29,30 @@ class TaskRun:
 
     Attributes:
         stage, id, partitions: what it computes.
-        attempt: number of the running or last attempt; -1 before the first.
-        worker: address of the worker that has it, or None while it waits.
-        deaths: workers that died with it.
+        attempts: those that live, by number; more than one if a backup was started.
+        deaths: workers that died while it alone ran there; those count against it.
+        company: workers that died while it and others ran there; any of them may be to blame.
         fetch_failures: attempts that could not read an input.
         refusals: attempts that failed for reasons of the system.
-        culprits: addresses of the workers that died with it.
+        culprits: addresses of the workers whose death counts against it.
+        avoid: ids of the nodes on which workers died with it.
         seconds: how long it will run, estimated.
+        weight: bytes of its input, and what its partitions cost on top in bytes.
         local: bytes of its input on each node that has some.
     """
 
     stage: int
     id: int
     partitions: np.ndarray
-    attempt: int = -1
-    worker: str | None = None
+    attempts: dict[int, Attempt] = field(default_factory=dict)
     deaths: int = 0
+    company: int = 0
     fetch_failures: int = 0
     refusals: int = 0
     culprits: list[str] = field(default_factory=list)
+    avoid: set[str] = field(default_factory=set)
     seconds: float = 0.005
+    weight: float = 1.0
     local: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -55,28 +63,87 @@ class TaskRun:
     @property
     def suspect(self) -> bool:
         """Whether it may be what kills its workers; then it runs alone, so that no neighbour is blamed."""
-        return self.deaths >= 2
+        return self.company > 0 or self.deaths >= 2
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One try of a task on one worker.
+
+    Attributes:
+        task: which.
+        number: unique among the tries of its partitions, growing.
+        worker: address of the worker that has it.
+        record: what the worker was told.
+        started: when it was launched, in seconds of the run.
+        backup: whether another try was under way when it started.
+        share: of its input, 0 to 1, that it has read.
+        lacks: (stage, partition) of the inputs that it waits for, having given its thread back.
+        stopped: whether it was cancelled; it holds its thread until it answers.
+    """
+
+    task: TaskRun
+    number: int
+    worker: str
+    record: Task
+    started: float = 0.0
+    backup: bool = False
+    share: float = 0.0
+    lacks: frozenset[tuple[int, int]] = frozenset()
+    stopped: bool = False
 
 
 @dataclass(eq=False)
 class WorkerSlots:
-    """A living worker and the tasks it has, by id."""
+    """A living worker and the attempts it has, by task id and number, in the order of their launch.
+
+    Attributes:
+        draining: whether it is about to leave, and takes nothing new.
+        pace: seconds it takes for what others do in one.
+    """
 
     address: str
     node: str
     threads: int
     host: str
-    tasks: dict[int, TaskRun] = field(default_factory=dict)
+    attempts: dict[tuple[int, int], Attempt] = field(default_factory=dict)
+    draining: bool = False
+    pace: float = 1.0
 
     @property
-    def load(self) -> tuple[float, str]:
-        """Tasks per thread; the address breaks ties."""
-        return (len(self.tasks) / self.threads, self.address)
+    def occupied(self) -> int:
+        """Attempts that have a thread or wait for one."""
+        return sum(not attempt.lacks for attempt in self.attempts.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether a thread has nothing to do."""
+        return self.occupied < self.threads
+
+    @property
+    def load(self) -> tuple[float, float, str]:
+        """Attempts per thread, the quicker worker first; the address breaks ties."""
+        return (self.occupied / self.threads, self.pace, self.address)
+
+    @property
+    def slow(self) -> bool:
+        return self.pace >= SLOW
 
     @property
     def open(self) -> bool:
         """Whether it takes another task: one more than threads, so that none waits for the driver."""
-        return len(self.tasks) <= self.threads and not any(task.suspect for task in self.tasks.values())
+        room = self.threads if self.slow else self.threads + 1
+        alone = any(a.task.suspect and not a.stopped for a in self.attempts.values())
+        return not self.draining and self.occupied < room and not alone
+
+    def executing(self) -> list[Attempt]:
+        """The attempts that have begun: threads take them in the order of their launch."""
+        begun, free = [], self.threads
+        for attempt in self.attempts.values():
+            if attempt.lacks or free > 0:
+                begun.append(attempt)
+            free -= not attempt.lacks
+        return begun
 
 
 class _Queue:
@@ -124,6 +191,8 @@ class Placement:
 
     def __init__(self) -> None:
         self.workers: dict[str, WorkerSlots] = {}
+        #: ids of nodes whose scratch folder has no room
+        self.full: set[str] = set()
         self._by_node: dict[str, _Queue] = {}
         self._anywhere = _Queue()
         self._suspects = _Queue()
@@ -174,32 +243,56 @@ class Placement:
         queues = [*self._by_node.values(), self._anywhere, self._suspects]
         return [task for queue in queues for task in queue.drain()]
 
-    def remove(self, task: TaskRun) -> None:
-        """A worker no longer has a task."""
-        worker = self.workers.get(task.worker or "")
+    def remove(self, attempt: Attempt) -> None:
+        """A worker no longer has an attempt."""
+        worker = self.workers.get(attempt.worker)
         if worker is not None:
-            worker.tasks.pop(task.id, None)
+            worker.attempts.pop((attempt.task.id, attempt.number), None)
+
+    def living_nodes(self) -> set[str]:
+        """Ids of the nodes that have a worker."""
+        return {worker.node for worker in self.workers.values()}
 
     def next(self) -> tuple[TaskRun, WorkerSlots] | None:
-        """Take the next task to launch and assign it to a worker; None if nothing can start now."""
-        workers = sorted(self.workers.values(), key=lambda worker: worker.load)
-        free = [worker for worker in workers if worker.open]
+        """Take the next task to launch, and the worker for it; None if nothing can start now."""
+        free = [worker for worker in self._by_load() if worker.open and self._is_worth(worker)]
         suspect = self._suspects.peek()
         if suspect is not None and free:
-            drained = free.pop(0)
-            if not drained.tasks:
-                return self._assign(self._suspects, suspect, drained)
+            elsewhere = [worker for worker in free if worker.node not in suspect.avoid]
+            drained = (elsewhere or free)[0]
+            if not drained.attempts:
+                self._suspects.discard(suspect)
+                return suspect, drained
+            free.remove(drained)
         for worker in free:
             found = self._local(worker) or self._steal(worker)
             if found is not None:
-                return self._assign(*found, worker)
+                queue, task = found
+                queue.discard(task)
+                return task, worker
         return None
 
-    def _assign(self, queue: _Queue, task: TaskRun, worker: WorkerSlots) -> tuple[TaskRun, WorkerSlots]:
-        queue.discard(task)
-        task.worker = worker.address
-        worker.tasks[task.id] = task
-        return task, worker
+    def idle(self) -> list[WorkerSlots]:
+        """Workers with a thread that has nothing to do, the best first."""
+        return [w for w in self._by_load() if w.idle and w.open and not w.slow and w.node not in self.full]
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for a worker."""
+        queues = (*self._by_node.values(), self._anywhere, self._suspects)
+        return sum(map(len, queues))
+
+    def _by_load(self) -> list[WorkerSlots]:
+        return sorted(self.workers.values(), key=lambda worker: worker.load)
+
+    def _is_worth(self, worker: WorkerSlots) -> bool:
+        """Whether a task would be done sooner here than by waiting until the others come round to it."""
+        if worker.node in self.full:
+            return False
+        if not worker.slow:
+            return True
+        others = sum(w.threads for w in self.workers.values() if not w.slow and not w.draining)
+        return self.waiting >= worker.pace * others
 
     def _local(self, worker: WorkerSlots) -> tuple[_Queue, TaskRun] | None:
         heads = [
@@ -210,7 +303,7 @@ class Placement:
         return min(heads, key=lambda head: head[0])[1:] if heads else None
 
     def _steal(self, worker: WorkerSlots) -> tuple[_Queue, TaskRun] | None:
-        if len(worker.tasks) >= worker.threads:
+        if not worker.idle:
             return None
         threads: dict[str, int] = {}
         for other in self.workers.values():

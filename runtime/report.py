@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..lineage.fingerprint import content_digest
+from .losses import Loss
 from .scheduler import Scheduler
 from .stage_run import StageRun
 
@@ -72,6 +73,15 @@ class RecoveryReport:
         workers_lost, nodes_lost, blocks_lost: how many.
         tasks_retried: attempts repeated because a worker died or an input was lost.
         partitions_rerun: finished partitions that were made again, by stage id.
+        losses: each loss and what came of it, in the order in which they were noticed.
+        minimum, rerun: finished partitions that had to be made again by the lineage graph, and that were.
+        returned: of the minimum, those whose blocks came back before they were made again.
+        rerun_seconds: of the tasks that made them.
+        backups, backups_won: attempts started beside a slow one, and those of them that were first.
+        backup_seconds_wasted: of attempts that lost against another one.
+        task_seconds: of all tasks whose results counted.
+        adopted: partitions whose results were found on a node and taken.
+        clean_seconds: what the run would have taken without losses, estimated; see `clean_estimate`.
     """
 
     workers_lost: int = 0
@@ -79,6 +89,17 @@ class RecoveryReport:
     blocks_lost: int = 0
     tasks_retried: int = 0
     partitions_rerun: Mapping[str, list[int]] = field(default_factory=dict)
+    losses: tuple[Loss, ...] = ()
+    minimum: int = 0
+    rerun: int = 0
+    returned: int = 0
+    rerun_seconds: float = 0.0
+    backups: int = 0
+    backups_won: int = 0
+    backup_seconds_wasted: float = 0.0
+    task_seconds: float = 0.0
+    adopted: int = 0
+    clean_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -136,10 +157,54 @@ def stage_report(run: StageRun, wall_seconds: float) -> StageReport:
     """Describe what a stage did so far."""
     m = run.metrics
     return StageReport(
-        run.stage.id, run.stage.label, run.stage.partitions, run.tasks_finished, run.attempts_launched,
+        run.stage.id, run.stage.label, run.stage.partitions, len(run.finished_tasks), run.attempts_launched,
         round(m.seconds, 6), round(wall_seconds, 6), m.rows_in, m.rows_out, m.bytes_in, m.bytes_out,
         m.local_bytes, m.remote_bytes, m.spilled_bytes,
     )  # fmt: skip
+
+
+def recovery_report(scheduler: Scheduler, seconds: float) -> RecoveryReport:
+    """Describe what failures have cost a run that took so many seconds."""
+    cost, losses = scheduler.recovery, scheduler.losses
+    rerun: dict[str, list[int]] = {}
+    for stage, partition in cost.partitions_rerun:
+        rerun.setdefault(str(stage), []).append(partition)
+    task_seconds = sum(stage.metrics.seconds for stage in scheduler.stages)
+    return RecoveryReport(
+        workers_lost=len(cost.workers_lost),
+        nodes_lost=len(cost.nodes_lost),
+        blocks_lost=cost.blocks_lost,
+        tasks_retried=cost.tasks_retried,
+        partitions_rerun={stage: np.unique(found).tolist() for stage, found in rerun.items()},
+        losses=tuple(losses.all),
+        minimum=sum(loss.minimum for loss in losses.all),
+        rerun=sum(loss.rerun for loss in losses.all),
+        returned=sum(loss.returned for loss in losses.all),
+        rerun_seconds=round(sum(loss.rerun_seconds for loss in losses.all), 6),
+        backups=losses.backups,
+        backups_won=losses.backups_won,
+        backup_seconds_wasted=round(losses.wasted_seconds, 6),
+        task_seconds=round(task_seconds, 6),
+        adopted=cost.adopted,
+        clean_seconds=round(clean_estimate(scheduler, seconds), 6),
+    )
+
+
+def clean_estimate(scheduler: Scheduler, seconds: float) -> float:
+    """Estimate how long a run would have taken without its losses.
+
+    Without them, tasks would have been spared the work that was done again or in vain, at the parallelism
+    that the run had on average. Time in which nothing ran for want of workers isn't taken out.
+
+    Args:
+        scheduler: the run.
+        seconds: that it took.
+    """
+    useful = sum(stage.metrics.seconds for stage in scheduler.stages)
+    again = sum(loss.rerun_seconds for loss in scheduler.losses.all)
+    vain = scheduler.losses.wasted_seconds + scheduler.losses.broken_seconds
+    total = useful + vain
+    return seconds if total <= 0 else seconds * max(0.0, useful - again) / total
 
 
 def build_report(
@@ -168,10 +233,6 @@ def build_report(
         The report; its outputs are empty unless the run finished.
     """
     outputs = scheduler.plan.outputs if state == "finished" else {}
-    cost = scheduler.recovery
-    rerun: dict[str, list[int]] = {}
-    for stage, partition in cost.partitions_rerun:
-        rerun.setdefault(str(stage), []).append(partition)
     return RunReport(
         run=scheduler.run,
         pipeline=pipeline,
@@ -179,10 +240,7 @@ def build_report(
         seconds=round(seconds, 6),
         outputs={name: output_report(scheduler.stages[stage]) for name, stage in outputs.items()},
         stages=tuple(stage_report(run, wall_seconds.get(run.stage.id, 0.0)) for run in scheduler.stages),
-        recovery=RecoveryReport(
-            len(cost.workers_lost), len(cost.nodes_lost), cost.blocks_lost, cost.tasks_retried,
-            {stage: np.unique(partitions).tolist() for stage, partitions in rerun.items()},
-        ),
+        recovery=recovery_report(scheduler, seconds),
         versions=dict(versions or {}),
         journal_bytes=journal_bytes,
         error=None if error is None else f"{type(error).__name__}: {error}",

@@ -7,51 +7,61 @@ parents are finished; its partitions are grouped into tasks (`slicing`) and give
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 
-from ..errors import NonDeterministicError, RunFailedError
+from ..errors import RunFailedError
 from ..lineage.recovery import plan_recovery
-from ..lineage.suspects import location
 from ..ops import partitioner as partitioners
-from ..ops.map_batches import MapBatchesKernel
-from ..planner.plan import Exchange, PhysicalPlan, all_kernels
-from .placement import Placement, TaskRun, WorkerSlots
+from ..planner.plan import Exchange, PhysicalPlan
+from .failure_text import non_deterministic, partitions_text, poisonous, with_cause
+from .losses import Losses
+from .placement import Attempt, Placement, TaskRun, WorkerSlots
 from .scheduler_events import (
+    BlocksFound,
     BlocksLost,
+    BlocksMoved,
     Cancel,
+    Cause,
     Demand,
     Event,
     Failed,
     FailureKind,
     Finished,
+    InputsLost,
     Instruction,
     Launch,
     OutputTaken,
+    Progress,
     Record,
     RecoveryStats,
     Release,
+    Relocate,
+    Restore,
     StageFinished,
     StageReady,
+    Survey,
     TaskFailed,
     TaskFinished,
+    Tick,
+    WorkerDraining,
     WorkerJoined,
     WorkerLeft,
 )
-from .slicing import slice_partitions
-from .stage_inputs import lineage_of
+from .slicing import PARTITION_COST, slice_partitions
+from .stage_inputs import indeterminate_stages, lineage_of, with_samples
 from .stage_run import (
     StageRun,
     StageState,
     broadcast_inputs,
     fan_in,
     input_sizes,
+    new_places,
     partition_input,
 )
+from .stragglers import RunningAttempt, choose_backup, unit_seconds
+from .tables import table_text
 from .task import Block, PartitionResult, StageProgram, Task, TaskResult
 
 #: workers that may die with a task, or attempts that the system may refuse, before the run gives up
@@ -60,6 +70,12 @@ MAX_DEATHS = 4
 MAX_FETCH_FAILURES = 8
 #: bytes of input that a worker processes in a second, until tasks of the stage have been measured
 ASSUMED_RATE = 200e6
+#: attempts that a driver may make at a partition; those of the next driver are numbered from there
+EPOCH_ATTEMPTS = 10_000
+#: seconds that nodes have to come back to a new Dask scheduler, once the first of its workers is there
+LIMBO_SECONDS = 5.0
+#: tasks shorter than this, in seconds, tell nothing about a worker's pace
+LEAST_TIMED = 0.05
 
 
 class Scheduler:
@@ -71,8 +87,12 @@ class Scheduler:
         memory_bytes: how much memory a task may hold.
         quota_bytes: bound of each node's scratch folder; None is the disk's own.
         streamed: stages of outputs that wait for `Demand` events instead of running to their end.
+        epoch: number of the driver among those that the run has had.
+        backups: whether to back up slow attempts.
 
     Attributes:
+        now: seconds of the run, as of the last `Tick`.
+        losses: the ledger of what died, and of backups.
         lineage: what every partition is made from.
         stages: how far each stage is, by id.
         recovery: what failures cost so far.
@@ -86,22 +106,41 @@ class Scheduler:
         memory_bytes: int = 256 << 20,
         quota_bytes: int | None = None,
         streamed: Iterable[int] = (),
+        epoch: int = 0,
+        backups: bool = True,
     ):
         self.plan = plan
         self.run = run
+        self.epoch = epoch
+        self.now = 0.0
+        self.losses = Losses()
         self.recovery = RecoveryStats()
         self.error: BaseException | None = None
         outputs = set(plan.outputs.values())
         self.lineage = lineage_of(plan)
         self.stages = [StageRun(stage, stage.id in outputs) for stage in plan.stages]
+        for stage in self.stages:
+            stage.attempts[:] = epoch * EPOCH_ATTEMPTS
         for stage_id in streamed:
             self.stages[stage_id].limit = 0
         self.placement = Placement()
         self._memory_bytes = memory_bytes
         self._quota_bytes = quota_bytes
+        self._backups = backups
+        self._indeterminate = indeterminate_stages(plan)
+        #: tasks with a living attempt, by id
         self._tasks: dict[int, TaskRun] = {}
+        #: attempts that hold a thread, those that were cancelled and haven't answered included
+        self._attempts: dict[tuple[int, int], Attempt] = {}
         self._parked: list[TaskRun] = []
         self._next_id = 0
+        #: nodes that were lost, and nodes that may come back to a new Dask scheduler, until when
+        self._gone_nodes: set[str] = set()
+        self._limbo: set[str] = set()
+        self._limbo_ends: float | None = None
+        #: whether it is settled which partitions have to run
+        self._restricted = True
+        self._finished_before: dict[tuple[int, int], int] = {}
         self._lossy = False
         self._announced = False
         self._out: list[Instruction] = []
@@ -126,17 +165,31 @@ class Scheduler:
         return self._out
 
     def _take(self, event: Event) -> None:
-        if isinstance(event, WorkerJoined):
-            if event.address not in self.placement.workers:
-                self.placement.join(WorkerSlots(event.address, event.node, max(1, event.threads), event.host))
+        if isinstance(event, Tick):
+            self.now = event.now
+        elif isinstance(event, Progress):
+            self._progress(event)
+        elif isinstance(event, WorkerJoined):
+            self._worker_joined(event)
         elif isinstance(event, WorkerLeft):
-            self._worker_left(event.address)
+            self._worker_left(event)
+        elif isinstance(event, WorkerDraining):
+            if event.address in self.placement.workers:
+                self.placement.workers[event.address].draining = True
         elif isinstance(event, TaskFinished):
             self._task_finished(event.result)
         elif isinstance(event, TaskFailed):
             self._task_failed(event)
+        elif isinstance(event, InputsLost):
+            self._inputs_lost(event)
         elif isinstance(event, BlocksLost):
             self._mark_lost(event.lost)
+        elif isinstance(event, BlocksFound):
+            self._blocks_found(event)
+        elif isinstance(event, BlocksMoved):
+            self._blocks_moved(event)
+        elif isinstance(event, Restore):
+            self._restore(event)
         elif isinstance(event, Demand):
             stage = self.stages[event.stage]
             stage.limit = max(stage.limit, min(event.upto, stage.stage.partitions))
@@ -144,124 +197,400 @@ class Scheduler:
             self.stages[event.stage].taken[event.partition] = True
             self._collect(self.stages[event.stage])
 
-    # -- events ---------------------------------------------------------------------------------
+    def _progress(self, event: Progress) -> None:
+        for attempt in self._attempts.values():
+            attempt.share = max(attempt.share, event.done.get(self._name(attempt), 0.0))
+
+    # -- results --------------------------------------------------------------------------------
 
     def _task_finished(self, result: TaskResult) -> None:
-        task = self._current(result.id, result.attempt)
+        attempt = self._ended(result.id, result.attempt)
         stage = self.stages[result.stage]
-        if task is None:
-            self._release_stray(stage, result)
+        if attempt is None or attempt.stopped:
+            self._release_strays(stage, result.partitions)
             return
-        changed = next((p for p in result.partitions if self._differs(stage, p)), None)
-        if changed is not None:
-            self._fail(_non_deterministic(stage, changed.index))
-            return
-        self.placement.remove(task)
+        task = attempt.task
+        fresh = [p for p in result.partitions if not (stage.done[p.index] and stage.alive[p.index])]
+        for partition in fresh:
+            if stage.differs(partition) and not self._roll_back(stage, partition.index):
+                return
+        self._stop_others(task, attempt)
         del self._tasks[task.id]
-        nodes = {worker.node for worker in self.placement.workers.values()}
+        nodes = self.placement.living_nodes()
+        seconds = result.metrics.seconds / max(1, len(result.partitions))
         done = []
-        for partition in result.partitions:
-            size = sum(file.bytes for file in partition.files)
-            alive = True
-            if partition.block is not None:
-                size, alive = partition.block.bytes, partition.block.node in nodes
+        for partition in fresh:
+            alive = partition.block is None or partition.block.node in nodes
             stage.accept(partition, alive)
             self._lossy |= not alive
-            done.append([partition.index, partition.rows, size, partition.fingerprint])
+            self.losses.made((stage.stage.id, partition.index), partition.bytes, seconds, self.now)
+            files = [[f.path, f.target, f.rows, f.bytes] for f in partition.files]
+            row = [partition.index, partition.rows, partition.bytes, partition.fingerprint]
+            done.append([*row, files] if stage.stage.sink is not None else row)
+        stage.running[task.partitions] = False
+        if len(fresh) < len(result.partitions):
+            self._release_strays(stage, result.partitions)
         stage.add_metrics(result.metrics)
-        stage.tasks_finished += 1
-        seconds = round(result.metrics.seconds, 3)
-        self._record(["task", result.stage, result.id, result.attempt, result.node, done, seconds])
+        stage.finished_tasks.append((task.weight, result.metrics.seconds))
+        self._note_pace(attempt, result.metrics.seconds)
+        took = round(result.metrics.seconds, 3)
+        self._record(["task", result.stage, result.id, result.attempt, result.node, done, took])
+
+    def _stop_others(self, task: TaskRun, winner: Attempt) -> None:
+        """Cancel the attempts that another one was faster than."""
+        self.losses.backups_won += winner.backup
+        for other in list(task.attempts.values()):
+            self.losses.wasted_seconds += self.now - other.started
+            self._stop_attempt(other)
 
     def _task_failed(self, event: TaskFailed) -> None:
-        task = self._current(event.id, event.attempt)
+        attempt = self._ended(event.id, event.attempt)
         if event.lost:
             self._mark_lost(event.lost)
-        if task is None:
+        if attempt is None or attempt.stopped:
             return
-        label = self.stages[event.stage].stage.label
-        where = f"{label}: {_range(task.partitions)}"
+        task, stage = attempt.task, self.stages[event.stage].stage
+        where = f"{stage.label}: {partitions_text(task.partitions)}"
         self._record(
             ["failed", event.stage, event.id, event.attempt, event.kind.value, str(event.error)[:500]]
         )
         if event.kind is FailureKind.USER:
             self._fail(event.error)
         elif event.kind is FailureKind.LOST:
-            self._died(task, event.worker)
+            self._blame([attempt], event.worker, "")
         elif event.kind is FailureKind.FETCH:
-            task.fetch_failures += 1
-            if task.fetch_failures >= MAX_FETCH_FAILURES:
-                why = f"inputs could not be read in {MAX_FETCH_FAILURES} attempts, the last: {event.error}."
-                self._fail(_failed(f"{where}: {why} Can the workers reach each other?", event.error))
+            self._count_fetch_failure(task, event.error)
+        elif event.kind is FailureKind.DISK:
+            self._disk_full(attempt, event.error)
         else:
             task.refusals += 1
             if task.refusals >= MAX_DEATHS:
                 what = f"{type(event.error).__name__}: {event.error}"
                 self._fail(
-                    _failed(f"{where}: {MAX_DEATHS} attempts failed, the last with {what}", event.error)
+                    with_cause(f"{where}: {MAX_DEATHS} attempts failed, the last with {what}", event.error)
                 )
-        if self.error is None:
-            self._requeue(task)
+        self._requeue(task)
 
-    def _worker_left(self, address: str) -> None:
-        worker = self.placement.leave(address)
+    def _count_fetch_failure(self, task: TaskRun, error: BaseException | None) -> None:
+        task.fetch_failures += 1
+        if task.fetch_failures >= MAX_FETCH_FAILURES:
+            where = f"{self.stages[task.stage].stage.label}: {partitions_text(task.partitions)}"
+            last = "" if error is None else f", the last: {error}"
+            text = f"{where}: inputs could not be read in {MAX_FETCH_FAILURES} attempts{last}. "
+            failure = RunFailedError(f"{text}Can the workers reach each other?")
+            failure.__cause__ = error
+            self._fail(failure)
+
+    def _disk_full(self, attempt: Attempt, error: BaseException) -> None:
+        """Let other nodes have the work, until blocks of this one are released; fail if there is none."""
+        worker = self.placement.workers.get(attempt.worker)
+        if worker is not None and worker.node not in self.placement.full:
+            self.placement.full.add(worker.node)
+            loss = self.losses.begin("disk full", f"node {worker.node[:8]}", self.now)
+            loss.tasks, loss.recovered = 1, self.now
+        if self.placement.living_nodes() <= self.placement.full:
+            self._fail(error)
+
+    # -- losses ---------------------------------------------------------------------------------
+
+    def _worker_joined(self, event: WorkerJoined) -> None:
+        if event.address in self.placement.workers:
+            return
+        if event.node in self._gone_nodes or event.node in self._limbo:
+            self._out.append(Survey(event.node))
+        if self._limbo and self._limbo_ends is None:
+            self._limbo_ends = self.now + LIMBO_SECONDS
+        self._gone_nodes.discard(event.node)
+        slots = WorkerSlots(event.address, event.node, max(1, event.threads), event.host)
+        self.placement.join(slots)
+        self._lossy = True  # what waits for a worker may be better off here
+
+    def _worker_left(self, event: WorkerLeft) -> None:
+        worker = self.placement.leave(event.address)
         if worker is None:
             return
-        self.recovery.workers_lost.append(address)
-        lost_node = all(other.node != worker.node for other in self.placement.workers.values())
-        self._record(["worker lost", address, worker.node, lost_node])
-        for task in list(worker.tasks.values()):
-            self._out.append(Cancel(self._name(task), address))
-            self._died(task, address)
-            if self.error is not None:
-                return
-            self._requeue(task)
-        if lost_node:
-            self.recovery.nodes_lost.append(worker.node)
-            for stage in self.stages:
-                gone = stage.on_node(worker.node)
-                stage.alive[gone] = False
-                self.recovery.blocks_lost += len(gone)
-            self._lossy = True
+        node, cause = worker.node, event.cause
+        lost_node = node not in self.placement.living_nodes()
+        self._record(
+            ["worker lost", event.address, node, lost_node and cause is not Cause.SCHEDULER, cause.value,
+             round(event.silent, 3)]
+        )  # fmt: skip
+        what = f"node {node[:8]}" if lost_node else f"worker {event.address}"
+        attempts = [attempt for attempt in worker.attempts.values() if not attempt.stopped]
+        if cause is not Cause.LEFT or attempts:
+            loss = self.losses.begin(cause.value, what, self.now, event.silent)
+            loss.tasks, loss.recovered = len(attempts), self.now
+            self.recovery.workers_lost.append(event.address)
+        if cause not in (Cause.LEFT, Cause.SCHEDULER):
+            self._blame([a for a in worker.executing() if not a.stopped], event.address, node)
+        for attempt in list(worker.attempts.values()):
+            if not attempt.stopped:
+                self._out.append(Cancel(self._name(attempt), event.address))
+            self._ended(attempt.task.id, attempt.number)
+        for attempt in attempts:
+            self.losses.broken_seconds += self.now - attempt.started
+            self._requeue(attempt.task)
+        if not lost_node:
+            return
+        if cause is Cause.SCHEDULER:
+            self._limbo.add(node)
+            self._limbo_ends = None
+        else:
+            self.recovery.nodes_lost.append(node)
+            self._lose_node(node)
 
-    def _died(self, task: TaskRun, address: str) -> None:
-        task.deaths += 1
-        task.culprits.append(address)
-        if task.deaths >= MAX_DEATHS:
-            stage = self.stages[task.stage].stage
-            self._fail(
-                RunFailedError(
-                    f"{stage.label}: {_range(task.partitions)} took {task.deaths} workers down "
-                    f"({', '.join(task.culprits)}). The usual causes are memory (give workers more, or use "
-                    "smaller partitions) and crashes in native code; the workers' logs tell."
-                )
-            )
+    def _lose_node(self, node: str) -> None:
+        """The blocks of a node can't be read any more, but for those of which another one has a copy."""
+        self._gone_nodes.add(node)
+        self.placement.full.discard(node)
+        living = self.placement.living_nodes()
+        for stage in self.stages:
+            gone = stage.lose_node(node, living)
+            self._count_lost(stage, gone)
+        self._lossy = True
+
+    def _blame(self, executing: list[Attempt], address: str, node: str) -> None:
+        """A worker died: a task that ran alone is charged; of several, all become suspects."""
+        for attempt in executing:
+            task = attempt.task
+            if node:
+                task.avoid.add(node)
+            if len(executing) > 1:
+                task.company += 1
+                continue
+            task.deaths += 1
+            task.culprits.append(address)
+            if task.deaths >= MAX_DEATHS:
+                self._fail(poisonous(self.stages[task.stage].stage, task.partitions, task.culprits))
 
     def _requeue(self, task: TaskRun) -> None:
+        """Let a task wait for a worker again, unless another attempt at it is under way."""
+        if self.error is not None or task.attempts or task.id not in self._tasks:
+            return
         stage = self.stages[task.stage]
-        self.placement.remove(task)
-        task.worker = None
         stage.running[task.partitions] = False
-        stage.queued[task.partitions] = True
-        self._parked.append(task)
-        self._lossy = True  # what it reads may have been lost while it ran
+        del self._tasks[task.id]
         self.recovery.tasks_retried += 1
+        self._lossy = True  # what it reads may have been lost while it ran
+        parts = task.partitions[~stage.done[task.partitions]]
+        if not len(parts):
+            return
+        stage.queued[parts] = True
+        pieces = np.split(parts, len(parts)) if task.suspect else [parts]
+        for piece in pieces:
+            again = TaskRun(
+                task.stage, self._new_id() if len(pieces) > 1 else task.id, piece,
+                deaths=task.deaths, company=task.company, fetch_failures=task.fetch_failures,
+                refusals=task.refusals, culprits=list(task.culprits), avoid=set(task.avoid),
+            )  # fmt: skip
+            self._parked.append(again)
 
     def _mark_lost(self, lost: Iterable[tuple[int, int, int]]) -> None:
+        found: dict[int, list[int]] = {}
         for stage_id, partition, attempt in lost:
             stage = self.stages[stage_id]
             block = stage.block(partition)
             if block is not None and block.attempt == attempt and stage.alive[partition]:
-                stage.alive[partition] = False
                 stage.orphans.append(block)
-                self.recovery.blocks_lost += 1
+                if not stage.use_copy(partition, self.placement.living_nodes() - {block.node}):
+                    stage.alive[partition] = False
+                    found.setdefault(stage_id, []).append(partition)
                 self._lossy = True
+        if found:
+            count = sum(map(len, found.values()))
+            self.losses.begin("unreadable", f"{count} blocks", self.now)
+            for stage_id, partitions in found.items():
+                self._count_lost(self.stages[stage_id], np.array(partitions))
+
+    def _count_lost(self, stage: StageRun, partitions: np.ndarray) -> None:
+        size = sum(block.bytes for p in partitions if (block := stage.block(int(p))) is not None)
+        self.losses.lose(self.losses.all[-1], len(partitions), size)
+        self.recovery.blocks_lost += len(partitions)
+
+    def _inputs_lost(self, event: InputsLost) -> None:
+        """An attempt keeps what it has and waits; what it lacks is made again, then it is told where."""
+        self._mark_lost(event.lost)
+        attempt = self._attempts.get((event.id, event.attempt))
+        if attempt is None or attempt.stopped:
+            return
+        attempt.lacks = attempt.lacks | {(stage, partition) for stage, partition, _ in event.lost}
+        self._lossy = True
+        self._count_fetch_failure(attempt.task, None)
+
+    def _relocate(self) -> None:
+        """Tell waiting attempts where their inputs are, once all of them are there again."""
+        for attempt in self._attempts.values():
+            if not attempt.lacks or attempt.stopped:
+                continue
+            if all(self.stages[stage].alive[partition] for stage, partition in attempt.lacks):
+                segments = new_places(attempt.record, attempt.lacks, self.stages)
+                used = {segment.node for segment in segments.values()}
+                nodes = {node: at for node, at in self.placement.nodes().items() if node in used}
+                attempt.lacks = frozenset()
+                self._out.append(Relocate(self._name(attempt), attempt.worker, segments, nodes))
+
+    def _roll_back(self, stage: StageRun, partition: int) -> bool:
+        """Bytes changed: forget what was made of the old ones if that was declared, or else fail."""
+        if stage.stage.id not in self._indeterminate:
+            self._fail(non_deterministic(stage.stage, partition))
+            return False
+        dependents = self.lineage.dependents(self.lineage.select(stage.stage.id, [partition]))
+        for other, mask in zip(self.stages, dependents):
+            hit = mask & (other.done | other.running)
+            if (hit & other.taken).any():
+                self._fail(non_deterministic(stage.stage, partition, read=True))
+                return False
+            if hit.any():
+                self._forget(other, hit)
+        stage.fingerprints[partition] = None
+        return True
+
+    def _forget(self, stage: StageRun, mask: np.ndarray) -> None:
+        """Make partitions as if they had never been computed."""
+        if self.losses.all:
+            made = np.flatnonzero(mask & stage.done)
+            self.losses.need(((stage.stage.id, p), stage.size(p)) for p in made.tolist())
+        for attempt in list(self._attempts.values()):
+            task = attempt.task
+            if task.stage == stage.stage.id and not attempt.stopped and mask[task.partitions].any():
+                self._stop_attempt(attempt)
+                if not task.attempts:
+                    stage.running[task.partitions] = False
+                    self._tasks.pop(task.id, None)
+        self._release(stage, mask & stage.alive)
+        forgotten = np.flatnonzero(mask)
+        stage.forget(forgotten)
+        self._announced = False
+        self._lossy = True
+        self._record(["rolled back", stage.stage.id, forgotten.tolist()])
+
+    # -- what is there already ------------------------------------------------------------------
+
+    def _restore(self, event: Restore) -> None:
+        """Begin with what an earlier driver of the run has left."""
+        for (stage_id, partition), fingerprint in event.fingerprints.items():
+            self.stages[stage_id].fingerprints[partition] = fingerprint
+        for stage_id, boundaries in event.boundaries.items():
+            self.stages[stage_id].resolve(boundaries)
+        for stage_id, result in event.staged:
+            self.stages[stage_id].accept(result, alive=True)
+        self._finished_before = dict(event.finished)
+        self._restricted = False
+
+    def _blocks_found(self, event: BlocksFound) -> None:
+        """Take results that a node has, unless there are others or their bytes aren't those expected."""
+        complete = event.node in self._limbo
+        adopted: dict[int, list[list[object]]] = {}
+        seen = set()
+        for result in event.results:
+            block = result.block
+            if block is None or not self._fits(block):
+                continue
+            stage = self.stages[block.stage]
+            seen.add((block.stage, block.partition, block.attempt))
+            if stage.alive[result.index]:
+                stage.add_copy(block)
+            elif stage.fingerprints[result.index] in (None, result.fingerprint):
+                stage.accept(result, alive=True)
+                self.losses.returned((block.stage, result.index), self.now)
+                row = [result.index, block.attempt, result.rows, block.bytes, result.fingerprint]
+                adopted.setdefault(block.stage, []).append(row)
+                self.recovery.adopted += 1
+        for stage_id, rows in adopted.items():
+            self._record(["adopted", stage_id, event.node, rows])
+        if complete:
+            self._limbo.discard(event.node)
+            lost = [
+                (stage.stage.id, int(p), block.attempt)
+                for stage in self.stages
+                for p in stage.on_node(event.node)
+                if (block := stage.block(int(p))) is not None
+            ]
+            self._mark_lost(part for part in lost if part not in seen)
+        if adopted:
+            self._drop_done_work()
+
+    def _fits(self, block: Block) -> bool:
+        """Whether a block is of this plan, and readable by its consumers."""
+        if block.stage >= len(self.stages) or block.node not in self.placement.living_nodes():
+            return False
+        stage = self.stages[block.stage]
+        count = stage.stage.exchange.count if stage.stage.exchange else 1
+        return (
+            stage.stage.sink is None
+            and block.partition < stage.stage.partitions
+            and len(block.segment_rows) == count
+        )
+
+    def _drop_done_work(self) -> None:
+        """Take out of tasks what was found to be there already."""
+        for attempt in list(self._attempts.values()):
+            task = attempt.task
+            stage = self.stages[task.stage]
+            if not attempt.stopped and stage.done[task.partitions].all():
+                self._stop_attempt(attempt)
+                stage.running[task.partitions] = False
+                self._tasks.pop(task.id, None)
+        tasks, self._parked = [*self._parked, *self.placement.drain()], []
+        for task in tasks:
+            done = self.stages[task.stage].done[task.partitions]
+            self.stages[task.stage].queued[task.partitions[done]] = False
+            if not done.all():
+                task.partitions = task.partitions[~done]
+                self._parked.append(task)
+        self._lossy = True
+
+    def _blocks_moved(self, event: BlocksMoved) -> None:
+        moved: dict[int, list[int]] = {}
+        for stage_id, partition, attempt in event.parts:
+            if self.stages[stage_id].move(partition, attempt, event.source, event.target):
+                moved.setdefault(stage_id, []).append(partition)
+        if moved:
+            parts = [[stage, partition] for stage, found in moved.items() for partition in found]
+            self._record(["moved", event.source, event.target, parts])
+            self._lossy = True
+
+    def _restrict(self) -> None:
+        """Leave out what no output needs, as something later is there already."""
+        self._restricted = True
+        if not any(stage.alive.any() for stage in self.stages):
+            self._finished_before = {}
+            return
+        graph = with_samples(self.plan, [stage.exchange for stage in self.stages])
+        plan = plan_recovery(
+            graph,
+            present=[stage.alive for stage in self.stages],
+            needed=[~stage.taken & stage.is_output for stage in self.stages],
+            segments=lambda stage: self.stages[stage].filled,
+        )
+        again = [
+            ((stage.stage.id, p), self._finished_before[stage.stage.id, p])
+            for stage, mask in zip(self.stages, plan.rerun)
+            for p in np.flatnonzero(mask).tolist()
+            if (stage.stage.id, p) in self._finished_before
+        ]
+        if self._finished_before:
+            loss = self.losses.begin("driver died", "the driver", self.now)
+            there = sum(int(stage.alive.sum()) for stage in self.stages)
+            loss.lost, loss.recovered = len(self._finished_before) - there, self.now
+            self.losses.need(again)
+        for stage, mask in zip(self.stages, plan.rerun):
+            skipped = np.flatnonzero(~(mask | stage.done))
+            if len(skipped):
+                stage.done[skipped] = True
+                self._record(["skipped", stage.stage.id, skipped.tolist()])
+        self._finished_before = {}
 
     # -- progress -------------------------------------------------------------------------------
 
     def _advance(self) -> None:
+        if not self._restricted:
+            self._restrict()
+        if self._in_limbo():
+            return
         if self._lossy:
             self._recover()
+        self._relocate()
         if not self.finished:
             for stage in self.stages:
                 if stage.state is not StageState.FINISHED and self._ready(stage):
@@ -269,10 +598,21 @@ class Scheduler:
             self._enqueue_parked()
             while (choice := self.placement.next()) is not None:
                 self._launch(*choice)
+            if self._backups and not self.placement.waiting:
+                self._back_up()
         if self.finished and not self._announced:
             self._announced = True
             self._stop()
             self._out.append(Finished())
+
+    def _in_limbo(self) -> bool:
+        """Whether nodes of a Dask scheduler that died may still come back to the new one."""
+        if self._limbo and self._limbo_ends is not None and self.now >= self._limbo_ends:
+            for node in sorted(self._limbo):
+                self.recovery.nodes_lost.append(node)
+                self._lose_node(node)
+            self._limbo.clear()
+        return bool(self._limbo)
 
     def _ready(self, stage: StageRun) -> bool:
         waiting = stage.state is StageState.WAITING
@@ -282,9 +622,13 @@ class Scheduler:
     def _run_stage(self, stage: StageRun) -> None:
         if stage.state is StageState.WAITING:
             stage.state = StageState.RUNNING
+            for worker in self.placement.workers.values():
+                worker.pace = (1 + worker.pace) / 2  # what was slow may have become quick
+        pending = stage.pending
+        if len(pending) and not stage.announced:
+            stage.announced = True
             self._resolve(stage)
             self._out.append(StageReady(self._program(stage)))
-        pending = stage.pending
         if len(pending) and self.placement.threads:
             self._slice(stage, pending)
         if stage.done.all():
@@ -297,15 +641,15 @@ class Scheduler:
 
     def _resolve(self, stage: StageRun) -> None:
         exchange = stage.stage.exchange
-        if exchange is None or exchange.boundaries_from is None:
+        if exchange is None or exchange.boundaries_from is None or stage.resolved:
             return
         sampled = self.stages[exchange.boundaries_from].results
         samples = [result.sample for result in sampled if result is not None and result.sample is not None]
         ranges = exchange.partitioner
         assert isinstance(ranges, partitioners.RangePartitioner)
         boundaries = partitioners.range_boundaries(samples, ranges.keys, ranges.count)
-        stage.exchange = exchange.resolved(replace(ranges, boundaries=boundaries))
-        self._record(["boundaries", stage.stage.id, _as_text(boundaries)])
+        stage.resolve(boundaries)
+        self._record(["boundaries", stage.stage.id, table_text(boundaries)])
 
     def _program(self, stage: StageRun) -> StageProgram:
         s = stage.stage
@@ -317,8 +661,8 @@ class Scheduler:
         runs = slice_partitions(pending, sizes[pending], self.placement.threads, fan_in(stage, self.stages))
         stage.queued[pending] = True
         for partitions in runs:
-            self._parked.append(TaskRun(stage.stage.id, self._next_id, partitions))
-            self._next_id += 1
+            self._parked.append(TaskRun(stage.stage.id, self._new_id(), partitions))
+        stage.tasks_cut += len(runs)
 
     def _enqueue_parked(self) -> None:
         """Let the parked tasks of ready stages wait for workers, with their localities as of now."""
@@ -341,19 +685,20 @@ class Scheduler:
         starts = np.cumsum([0, *(len(task.partitions) for task in tasks[:-1])])
         totals = np.add.reduceat(sizes[order], starts)
         local = {node: np.add.reduceat(held[order], starts) for node, held in by_node.items()}
-        mean = stage.metrics.seconds / stage.tasks_finished if stage.tasks_finished else None
+        done = len(stage.finished_tasks)
+        mean = stage.metrics.seconds / done if done else None
         for index, task in enumerate(tasks):
+            task.weight = totals[index] + PARTITION_COST * len(task.partitions)
             task.seconds = 0.005 + totals[index] / ASSUMED_RATE if mean is None else mean
             task.local = {node: float(held[index]) for node, held in local.items() if held[index] > 0}
 
-    def _launch(self, task: TaskRun, worker: WorkerSlots) -> None:
+    def _launch(self, task: TaskRun, worker: WorkerSlots, backup: bool = False) -> None:
         stage = self.stages[task.stage]
-        task.attempt = int(stage.attempts[task.partitions].max())
-        stage.attempts[task.partitions] = task.attempt + 1
+        number = int(stage.attempts[task.partitions].max())
+        stage.attempts[task.partitions] = number + 1
         stage.queued[task.partitions] = False
         stage.running[task.partitions] = True
         stage.attempts_launched += 1
-        self._tasks[task.id] = task
         partitions = tuple(partition_input(stage, int(p), self.stages) for p in task.partitions)
         broadcast = broadcast_inputs(stage, task.partitions, self.stages)
         segments = [
@@ -362,10 +707,77 @@ class Scheduler:
         used = {s.node for s in segments} | {s.node for slot in broadcast.values() for s in slot}
         nodes = {node: addresses for node, addresses in self.placement.nodes().items() if node in used}
         record = Task(
-            self.run, task.stage, task.id, task.attempt, partitions, broadcast, nodes,
-            self._memory_bytes, self._quota_bytes,
+            self.run, task.stage, task.id, number, partitions, broadcast, nodes,
+            self._memory_bytes, self._quota_bytes, self.epoch,
         )  # fmt: skip
+        attempt = Attempt(task, number, worker.address, record, self.now, backup)
+        task.attempts[number] = attempt
+        worker.attempts[task.id, number] = attempt
+        self._tasks[task.id] = task
+        self._attempts[task.id, number] = attempt
         self._out.append(Launch(record, worker.address))
+
+    # -- backups --------------------------------------------------------------------------------
+
+    def _back_up(self) -> None:
+        """Let idle threads try what others are slow with."""
+        for stage in self.stages:
+            if stage.state is not StageState.RUNNING or not stage.finished_tasks:
+                continue
+            unit = unit_seconds(stage.finished_tasks, stage.tasks_cut)
+            while unit is not None and (idle := self.placement.idle()):
+                running = [a for a in self._attempts.values() if self._may_be_backed_up(a, stage)]
+                views = [self._view(attempt, unit) for attempt in running]
+                chosen = choose_backup(views, stage.backups, *self._backup_seconds(unit))
+                if chosen is None:
+                    break
+                slow, view = running[chosen], views[chosen]
+                self._find_slow(slow, view)
+                others = [worker for worker in idle if worker.address != slow.worker]
+                if not others:
+                    break
+                stage.backups += 1
+                self.losses.backups += 1
+                self._launch(slow.task, others[0], backup=True)
+
+    def _may_be_backed_up(self, attempt: Attempt, stage: StageRun) -> bool:
+        task = attempt.task
+        alone = len(task.attempts) == 1 and not task.suspect
+        return task.stage == stage.stage.id and alone and not attempt.stopped and not attempt.lacks
+
+    def _view(self, attempt: Attempt, unit: float) -> RunningAttempt:
+        worker = self.placement.workers[attempt.worker]
+        before = []
+        for other in worker.attempts.values():
+            if other is attempt:
+                break
+            before.append(other)
+        ahead = (
+            sum(other.task.seconds for other in before) / worker.threads
+            if worker.threads <= len(before)
+            else 0.0
+        )
+        return RunningAttempt(self.now - attempt.started, ahead, unit * attempt.task.weight, attempt.share)
+
+    def _backup_seconds(self, unit: float) -> tuple[float, float]:
+        """What backups have cost or will, and what all tasks have: in seconds."""
+        backups = [a for a in self._attempts.values() if a.backup and not a.stopped]
+        spent = self.losses.wasted_seconds + sum(unit * a.task.weight for a in backups)
+        running = sum(self.now - a.started for a in self._attempts.values())
+        return spent, running + sum(stage.metrics.seconds for stage in self.stages)
+
+    def _find_slow(self, attempt: Attempt, view: RunningAttempt) -> None:
+        worker = self.placement.workers[attempt.worker]
+        took = (view.elapsed - view.ahead) / max(attempt.share, 0.02) if attempt.share else view.left
+        worker.pace = max(worker.pace, took / max(view.fresh, 1e-3))
+
+    def _note_pace(self, attempt: Attempt, seconds: float) -> None:
+        worker = self.placement.workers.get(attempt.worker)
+        stage = self.stages[attempt.task.stage]
+        unit = unit_seconds(stage.finished_tasks, stage.tasks_cut)
+        if worker is not None and unit is not None and seconds > LEAST_TIMED:
+            observed = seconds / max(unit * attempt.task.weight, LEAST_TIMED)
+            worker.pace = max(1.0, 0.3 * worker.pace + 0.7 * observed)
 
     # -- recovery -------------------------------------------------------------------------------
 
@@ -375,10 +787,14 @@ class Scheduler:
         Partitions that run now need nothing more: they finish, or come back naming what they lack.
         """
         self._lossy = False
+        waiting = [a for a in self._attempts.values() if a.lacks and not a.stopped]
+        needed = [~stage.taken & stage.is_output for stage in self.stages]
+        for stage_id, partition in (part for attempt in waiting for part in attempt.lacks):
+            needed[stage_id][partition] = True
         plan = plan_recovery(
             self.lineage,
             present=[stage.alive | stage.running for stage in self.stages],
-            needed=[~stage.taken & stage.is_output for stage in self.stages],
+            needed=needed,
             unfinished=[~(stage.done | stage.running) for stage in self.stages],
             segments=lambda stage: self.stages[stage].filled,
         )
@@ -387,6 +803,7 @@ class Scheduler:
             stage.done[partitions] = False
             stage.state = StageState.RUNNING
             self._announced = False
+            self.losses.need(((stage_id, p), stage.size(p)) for p in partitions.tolist())
             self.recovery.partitions_rerun.extend((stage_id, p) for p in partitions.tolist())
             self._record(["rerun", stage_id, partitions.tolist()])
         self._parked.extend(self.placement.drain())
@@ -403,45 +820,58 @@ class Scheduler:
     def _release(self, stage: StageRun, mask: np.ndarray) -> None:
         blocks = [b for p in np.flatnonzero(mask) if (b := stage.block(int(p))) is not None]
         if blocks or stage.orphans:
-            stage.alive[[block.partition for block in blocks]] = False
-            self._out.append(Release([*blocks, *stage.orphans]))
+            partitions = [block.partition for block in blocks]
+            stage.alive[partitions] = False
+            gone = [*blocks, *stage.take_copies(partitions), *stage.orphans]
             stage.orphans = []
+            self.placement.full.clear()
+            self._out.append(Release([block for block in gone if not block.is_kept]))
 
-    def _release_stray(self, stage: StageRun, result: TaskResult) -> None:
+    def _release_strays(self, stage: StageRun, results: Iterable[PartitionResult]) -> None:
         strays = []
-        for partition in result.partitions:
-            current = stage.block(partition.index)
-            if partition.block is not None and (current is None or not _same(current, partition.block)):
-                strays.append(partition.block)
+        for result in results:
+            current = stage.block(result.index)
+            if result.block is not None and (current is None or not _same(current, result.block)):
+                strays.append(result.block)
         if strays:
             self._out.append(Release(strays))
 
     def _stop(self) -> None:
-        for task in self._tasks.values():
-            if task.worker is not None:
-                self._out.append(Cancel(self._name(task), task.worker))
-                self.placement.remove(task)
+        for attempt in list(self._attempts.values()):
+            if not attempt.stopped:
+                self._stop_attempt(attempt)
         for task in (*self._tasks.values(), *self._parked, *self.placement.drain()):
             self.stages[task.stage].running[task.partitions] = False
             self.stages[task.stage].queued[task.partitions] = False
         self._tasks.clear()
         self._parked.clear()
 
+    def _stop_attempt(self, attempt: Attempt) -> None:
+        """Cancel an attempt; it holds its thread until it answers."""
+        attempt.stopped = True
+        attempt.lacks = frozenset()
+        attempt.task.attempts.pop(attempt.number, None)
+        self._out.append(Cancel(self._name(attempt), attempt.worker))
+
     def _fail(self, error: BaseException) -> None:
         self._stop()
         self.error = error
         self._out.append(Failed(error))
 
-    def _current(self, task_id: int, attempt: int) -> TaskRun | None:
-        task = self._tasks.get(task_id)
-        return task if task is not None and task.attempt == attempt and task.worker is not None else None
+    def _ended(self, task_id: int, number: int) -> Attempt | None:
+        """An attempt is over; return it if it was known, stopped or not."""
+        attempt = self._attempts.pop((task_id, number), None)
+        if attempt is not None:
+            attempt.task.attempts.pop(number, None)
+            self.placement.remove(attempt)
+        return attempt
 
-    def _name(self, task: TaskRun) -> str:
-        return Task(self.run, task.stage, task.id, task.attempt, ()).name
+    def _new_id(self) -> int:
+        self._next_id += 1
+        return self._next_id - 1
 
-    def _differs(self, stage: StageRun, result: PartitionResult) -> bool:
-        before = stage.results[result.index]
-        return before is not None and before.fingerprint != result.fingerprint
+    def _name(self, attempt: Attempt) -> str:
+        return attempt.record.name
 
     def _record(self, record: list[object]) -> None:
         self._out.append(Record([record]))
@@ -449,33 +879,3 @@ class Scheduler:
 
 def _same(a: Block, b: Block) -> bool:
     return (a.partition, a.attempt, a.node, a.path) == (b.partition, b.attempt, b.node, b.path)
-
-
-def _range(partitions: np.ndarray) -> str:
-    if len(partitions) == 1:
-        return f"partition {partitions[0]}"
-    return f"partitions {partitions[0]} to {partitions[-1]}"
-
-
-def _failed(text: str, cause: BaseException) -> RunFailedError:
-    error = RunFailedError(text)
-    error.__cause__ = cause
-    return error
-
-
-def _non_deterministic(stage: StageRun, partition: int) -> NonDeterministicError:
-    kernels = [k for k in all_kernels(stage.stage.operator) if isinstance(k, MapBatchesKernel)]
-    functions = " or ".join(dict.fromkeys(f"map_batches({k.name}), {location(k.function)}" for k in kernels))
-    cause = f"The cause is in {functions}. " if functions else "Has a file it reads changed since? "
-    return NonDeterministicError(
-        f"{stage.stage.label}: partition {partition} was computed again and came out different. {cause}"
-        "Functions given to Headwater must return the same for the same rows: no clocks, no unseeded random "
-        "numbers, no state, no order of sets. `headwater check FILE` finds the line."
-    )
-
-
-def _as_text(table: pa.Table) -> str:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return base64.b64encode(sink.getvalue()).decode()

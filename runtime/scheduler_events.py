@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+import pyarrow as pa
+
 from .task import Block, PartitionResult, Segment, StageProgram, Task, TaskResult
 
 
@@ -90,6 +92,23 @@ class BlocksFound:
 
     node: str
     results: tuple[PartitionResult, ...]
+
+
+@dataclass(frozen=True)
+class Restore:
+    """An earlier driver of the run has got somewhere; `BlocksFound` events follow, before anything starts.
+
+    Attributes:
+        fingerprints: of each (stage, partition) that was ever computed.
+        finished: bytes of each (stage, partition) whose result the journal counts as there.
+        staged: (stage, result) of each partition of a sink whose staged files are there.
+        boundaries: of range exchanges, by stage.
+    """
+
+    fingerprints: Mapping[tuple[int, int], str]
+    finished: Mapping[tuple[int, int], int]
+    staged: tuple[tuple[int, PartitionResult], ...]
+    boundaries: Mapping[int, pa.Table]
 
 
 @dataclass(frozen=True)
@@ -204,6 +223,7 @@ Event = (
     | BlocksLost
     | BlocksFound
     | BlocksMoved
+    | Restore
     | Demand
     | OutputTaken
     | Progress
@@ -306,6 +326,7 @@ class RecoveryStats:
         blocks_lost: how many blocks were lost with nodes or could not be read.
         partitions_rerun: (stage, partition) whose finished result had to be made again.
         tasks_retried: attempts that were repeated because a worker died or an input was lost.
+        adopted: partitions whose results were found on a node.
     """
 
     workers_lost: list[str] = field(default_factory=list)
@@ -313,3 +334,4 @@ class RecoveryStats:
     blocks_lost: int = 0
     partitions_rerun: list[tuple[int, int]] = field(default_factory=list)
     tasks_retried: int = 0
+    adopted: int = 0

@@ -65,7 +65,7 @@ def snapshot_of(scheduler: Scheduler, elapsed: float) -> Snapshot:
         A record that doesn't change any more.
     """
     placement, recovery = scheduler.placement, scheduler.recovery
-    tasks = [task.stage for worker in placement.workers.values() for task in worker.tasks.values()]
+    tasks = [a.task.stage for worker in placement.workers.values() for a in worker.attempts.values()]
     return Snapshot(
         scheduler.run,
         elapsed,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..lineage.graph import Dependency, Edge, LineageGraph
+from ..ops.map_batches import MapBatchesKernel
 from ..planner.plan import (
     BlockLeaf,
     BroadcastLeaf,
+    Exchange,
     Leaf,
     Operator,
     PhysicalPlan,
@@ -16,6 +18,7 @@ from ..planner.plan import (
     ShuffleLeaf,
     Step,
     UnionStep,
+    all_kernels,
 )
 
 _DEPENDENCIES: dict[type[Leaf], Dependency] = {
@@ -65,3 +68,32 @@ def lineage_of(plan: PhysicalPlan) -> LineageGraph:
         for stage in plan.stages
     )
     return LineageGraph(tuple(stage.partitions for stage in plan.stages), tuple(edges))
+
+
+def with_samples(plan: PhysicalPlan, exchanges: Sequence[Exchange | None]) -> LineageGraph:
+    """Build the lineage graph with an edge more for each range exchange whose boundaries aren't known.
+
+    Such a stage can't run before all samples are there, so it depends on the stage that leaves them.
+
+    Args:
+        plan: what runs.
+        exchanges: of each stage, as far as it is resolved.
+    """
+    graph = lineage_of(plan)
+    edges = list(graph.edges)
+    for stage, exchange in zip(plan.stages, exchanges):
+        source = exchange.boundaries_from if exchange is not None else None
+        if source is not None and getattr(exchange.partitioner, "boundaries", None) is None:  # type: ignore[union-attr]
+            sampled = Edge(source, Dependency.BROADCAST, 0, stage.partitions)
+            edges[stage.id] = (*edges[stage.id], sampled)
+    return LineageGraph(graph.partitions, tuple(edges))
+
+
+def indeterminate_stages(plan: PhysicalPlan) -> frozenset[int]:
+    """Find the stages whose results may differ when computed again, as an operator was declared so."""
+    found: set[int] = set()
+    for stage in plan.stages:
+        kernels = (k for k in all_kernels(stage.operator) if isinstance(k, MapBatchesKernel))
+        if not found.isdisjoint(stage.parents) or not all(k.deterministic for k in kernels):
+            found.add(stage.id)
+    return frozenset(found)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields, replace
 from enum import Enum
 
 import numpy as np
+import pyarrow as pa
 
 from ..planner.plan import BlockLeaf, BroadcastLeaf, ScanLeaf, ShuffleLeaf, Stage
 from .stage_inputs import leaf_ranges
-from .task import Block, Metrics, PartitionInput, PartitionResult, Segment
+from .task import Block, Metrics, PartitionInput, PartitionResult, Segment, Task
 
 
 class StageState(Enum):
@@ -33,7 +35,7 @@ class StageRun:
     """Results and progress of a stage.
 
     A partition is in at most one task at a time, so of `done`, `queued` and `running` at most one
-    holds for it; if none does, it is pending.
+    holds for it; if none does, it is pending. One that no output needs is `done` without a result.
 
     Args:
         stage: of the plan.
@@ -68,8 +70,17 @@ class StageRun:
         self._lengths: np.ndarray | None = None
         #: blocks given up while a node still has them
         self.orphans: list[Block] = []
+        #: other nodes' copies of readable blocks
+        self.copies: dict[int, list[Block]] = {}
+        #: first fingerprint of each partition; a later one must be equal
+        self.fingerprints: list[str | None] = [None] * count
+        #: whether workers can have its program
+        self.announced = False
         self.metrics = Metrics()
-        self.tasks_finished = 0
+        #: (weight, seconds) of each finished task
+        self.finished_tasks: list[tuple[float, float]] = []
+        self.tasks_cut = 0
+        self.backups = 0
         self.attempts_launched = 0
 
     @property
@@ -113,9 +124,78 @@ class StageRun:
             self._lengths = None
             result = replace(result, block=replace(block, offsets=self.offsets[index]))
         self.results[index] = result
+        self.fingerprints[index] = result.fingerprint
         self.done[index] = True
         self.running[index] = False
         self.alive[index] = alive or block is None
+
+    def differs(self, result: PartitionResult) -> bool:
+        """Whether a partition came out otherwise than the first time."""
+        return self.fingerprints[result.index] not in (None, result.fingerprint)
+
+    def forget(self, partitions: np.ndarray) -> None:
+        """Make partitions as if they had never been computed; their blocks are gone."""
+        for mask in (self.done, self.alive, self.running):
+            mask[partitions] = False
+        for partition in partitions.tolist():
+            self.results[partition] = self.fingerprints[partition] = None
+        if self.state is StageState.FINISHED:
+            self.state = StageState.RUNNING
+
+    def size(self, partition: int) -> int:
+        """Bytes of a partition's last result; 0 if it has none."""
+        result = self.results[partition]
+        return 0 if result is None else result.bytes
+
+    @property
+    def resolved(self) -> bool:
+        """Whether it is known how blocks are cut."""
+        return self.exchange is None or getattr(self.exchange.partitioner, "boundaries", 0) is not None
+
+    def resolve(self, boundaries: pa.Table) -> None:
+        """Fill in the boundaries of a range exchange."""
+        assert self.exchange is not None
+        partitioner = replace(self.exchange.partitioner, boundaries=boundaries)  # type: ignore[type-var]
+        self.exchange = self.exchange.resolved(partitioner)
+
+    def lose_node(self, node: str, living: Collection[str]) -> np.ndarray:
+        """A node is gone: read copies where there are some, and return the partitions that are lost."""
+        for partition, copies in list(self.copies.items()):
+            self.copies[partition] = [copy for copy in copies if copy.node != node]
+        gone = [int(p) for p in self.on_node(node) if not self.use_copy(int(p), living)]
+        self.alive[gone] = False
+        return np.array(gone, dtype=np.int64)
+
+    def add_copy(self, block: Block) -> None:
+        """Another node has a partition's block, too; nothing happens if it isn't the same bytes."""
+        current = self.block(block.partition)
+        known = [current, *self.copies.get(block.partition, ())]
+        same = current is not None and current.fingerprint == block.fingerprint
+        if same and all(block.node != other.node for other in known if other is not None):
+            self.copies.setdefault(block.partition, []).append(block)
+
+    def use_copy(self, partition: int, living: Collection[str]) -> bool:
+        """Read a partition's copy from now on, if a living node has one."""
+        copies = self.copies.get(partition, [])
+        chosen = next((copy for copy in copies if copy.node in living), None)
+        result = self.results[partition]
+        if chosen is None or result is None:
+            return False
+        copies.remove(chosen)
+        self.accept(replace(result, block=chosen), alive=True)
+        return True
+
+    def take_copies(self, partitions: Sequence[int]) -> list[Block]:
+        """Forget the copies of partitions, and return them."""
+        return [block for partition in partitions for block in self.copies.pop(partition, ())]
+
+    def move(self, partition: int, attempt: int, source: str, target: str) -> bool:
+        """A block lies on another node now; say whether it was the one that counts."""
+        block, result = self.block(partition), self.results[partition]
+        if block is None or result is None or (block.attempt, block.node) != (attempt, source):
+            return False
+        self.accept(replace(result, block=replace(block, node=target)), alive=True)
+        return True
 
     def on_node(self, node: str) -> np.ndarray:
         """Indices of partitions whose readable block is on a node."""
@@ -219,6 +299,40 @@ def broadcast_inputs(
         if isinstance(leaves.leaf, BroadcastLeaf) and any(leaves.holds(int(p)) for p in partitions):
             source = runs[leaves.leaf.stage]
             found[leaves.leaf.slot] = _whole_blocks(source, range(source.stage.partitions))
+    return found
+
+
+def new_places(
+    record: Task, lacks: Iterable[tuple[int, int]], runs: list[StageRun]
+) -> dict[Segment, Segment]:
+    """Say where the inputs are now that an attempt was told at its launch, and can't read there.
+
+    Args:
+        record: what the attempt was told.
+        lacks: (stage, partition) of the blocks.
+        runs: all stages, by id.
+
+    Returns:
+        Old segment to new one.
+    """
+    wanted = set(lacks)
+    stage = runs[record.stage]
+    pairs: list[tuple[Sequence[Segment], Sequence[Segment]]] = []
+    for given in record.partitions:
+        now = partition_input(stage, given.index, runs)
+        for slot, old in given.slots.items():
+            if isinstance(old, tuple):
+                pairs.append((old, now.slots[slot]))  # type: ignore[arg-type]
+    indices = np.array([given.index for given in record.partitions])
+    broadcast = broadcast_inputs(stage, indices, runs)
+    pairs += [(old, broadcast[slot]) for slot, old in record.broadcast.items()]
+    found: dict[Segment, Segment] = {}
+    for old, new in pairs:
+        there = {(segment.stage, segment.partition): segment for segment in new}
+        for segment in old:
+            part = (segment.stage, segment.partition)
+            if part in wanted and part in there:
+                found[segment] = there[part]
     return found
 
 

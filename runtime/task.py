@@ -52,6 +52,11 @@ class Block:
     def rows(self) -> int:
         return int(self.segment_rows.sum())
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether it belongs to the node's kept store, rather than to the run."""
+        return self.path.startswith("kept/")
+
     def segment(self, index: int) -> Segment:
         """Return where one segment lies."""
         start, stop = int(self.offsets[index]), int(self.offsets[index + 1])
@@ -131,6 +136,7 @@ class Task:
         nodes: node id to the addresses of living workers that can serve its blocks.
         memory_bytes: how much memory the task may hold before it spills.
         quota_bytes: bound of the node's scratch folder; None is the disk's own.
+        epoch: number of the driver; a worker refuses tasks of an older one.
     """
 
     run: str
@@ -142,6 +148,7 @@ class Task:
     nodes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     memory_bytes: int = 256 << 20
     quota_bytes: int | None = None
+    epoch: int = 0
 
     @property
     def name(self) -> str:
@@ -162,6 +169,11 @@ class PartitionResult:
     block: Block | None = None
     files: tuple[StagedFile, ...] = ()
     sample: KeySample | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of its block or files."""
+        return sum(file.bytes for file in self.files) + (self.block.bytes if self.block is not None else 0)
 
 
 @dataclass(frozen=True)

@@ -69,12 +69,18 @@ def test_report_tells_what_failures_cost_and_is_json(scheduler):
     launches = [i for i in queue if isinstance(i, Launch)]
     finish(scheduler, launches[0], "n")
     again = scheduler.handle(WorkerLeft("w"), WorkerJoined("v", "m", threads=4))
-    for launch in [i for i in again if isinstance(i, Launch)]:
-        finish(scheduler, launch, "m")
+    while launches := [i for i in again if isinstance(i, Launch)]:
+        again = [i for launch in launches for i in finish(scheduler, launch, "m")]
     report = json.loads(build_report(scheduler, "finished", 1.0, {}).to_json())
-    assert report["recovery"] == {
+    recovery = report["recovery"]
+    (loss,) = recovery.pop("losses")
+    assert (loss["cause"], loss["what"], loss["lost"], loss["tasks"]) == ("died", "node n", 1, 3)
+    assert (loss["minimum"], loss["rerun"], loss["returned"]) == (1, 1, 0)
+    expected = {
         "workers_lost": 1, "nodes_lost": 1, "blocks_lost": 1, "tasks_retried": 3, "partitions_rerun": {"0": [0]},
+        "minimum": 1, "rerun": 1,
     }  # fmt: skip
+    assert {name: recovery[name] for name in expected} == expected
     assert report["stages"][0]["attempts"] == 8
 
 

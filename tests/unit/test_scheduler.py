@@ -401,6 +401,7 @@ def test_user_error_ends_the_run_at_once_and_cancels_the_rest():
     cluster.join(("w1", "a"), ("w2", "a"))
     task = next(iter(cluster.running.values())).task
     error = UserFunctionError("no")
+    del cluster.running[task.name]
     out = cluster.feed(TaskFailed(0, task.id, task.attempt, "w1", FailureKind.USER, error))
     assert out[-1] == Failed(error)
     assert cluster.running == {}
