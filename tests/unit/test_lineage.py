@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from headwater.lineage.fingerprint import Fingerprint
 from headwater.lineage.graph import Dependency, Edge, LineageGraph
 from headwater.lineage.history import Fate, History
 from headwater.lineage.journal import read
+from headwater.lineage.restored import Restored, Result
 from headwater.lineage.tree import ancestry, fingerprint_of, places, rebuild_cost
 from headwater.ops.kernel import Kernel
 from headwater.ops.source import Source
@@ -84,7 +86,7 @@ WHOLE += [["stage", 4, 100], ["committing", "files", []], ["committed", "files"]
 
 
 def fates(history: History) -> list[str]:
-    return ["".join("-HDL"[fate] for fate in stage.fate) for stage in history.stages]
+    return ["".join("-HDLS"[fate] for fate in stage.fate) for stage in history.stages]
 
 
 def drawn(graph: LineageGraph, stage: int, partition: int) -> list[tuple]:
@@ -123,6 +125,133 @@ def test_what_nodes_tell_replaces_the_journals_places_but_not_for_strays_or_sink
     assert places(history, next(ancestry(history.graph, 3, 1))) == {"c": 1}
     assert places(history, next(ancestry(history.graph, 3, 0))) == {"lost": 1}
     assert places(history, next(ancestry(history.graph, 4, 0))) == {"sink": 1}
+
+
+def test_a_copy_takes_the_place_of_a_lost_block_once():
+    copied = [*MADE, ["replicated", 2, 2, "a"], ["replicated", 2, 2, "c"], ["replicated", 2, 2, "b"]]
+    assert places(History(copied), next(ancestry(History(copied).graph, 2, 2))) == {"b, +2 copies": 1}
+    lost = [*copied, ["worker lost", "tcp://b", "b", True, "hung", 2.6]]
+    history = History(lost)
+    assert fates(history) == ["DDDD", "D", "HHHL", "--", "----"]
+    assert places(history, next(ancestry(history.graph, 2, 2))) == {"a, +1 copy": 1}
+    assert places(history, next(ancestry(history.graph, 3, 0))) == {"not run": 1}
+    wide = list(ancestry(history.graph, 3, 0))[1]
+    assert places(history, wide) == {"a": 2, "a, +1 copy": 1, "lost": 1}
+    gone = History([*lost, ["worker lost", "tcp://a", "a", True], ["worker lost", "tcp://d", "d", True]])
+    assert fates(gone) == ["DDDD", "D", "LLHL", "--", "----"]
+    assert fates(History([*copied, ["worker lost", "x", "c", True], *lost[-1:]])) == fates(history)
+    # another attempt has no copies, and no node keeps one for it
+    remade = [*copied, ["rerun", 2, [2]], task(2, [2], "b", 1, 1), ["worker lost", "tcp://b", "b", True]]
+    assert fates(History(remade)) == ["DDDD", "D", "HHLL", "--", "----"]
+
+
+def test_moved_blocks_survive_the_node_they_left():
+    records = [*MADE, ["replicated", 2, 0, "b"], ["moved", "b", "c", [[2, 2], [2, 3], [2, 0], [2, 1]]]]
+    history = History([*records, ["worker lost", "tcp://b", "b", True, "left", 0.0]])
+    assert fates(history) == ["DDDD", "D", "HHHH", "--", "----"]
+    assert places(history, list(ancestry(history.graph, 3, 0))[1]) == {"c": 2, "a": 1, "a, +1 copy": 1}
+
+
+def test_adopted_results_count_as_if_a_task_had_made_them():
+    found = [[0, 10_003, 7, 70, digest(2, 0)], [3, 0, 40, 400, digest(2, 3)]]
+    lost = [*MADE, ["worker lost", "tcp://b", "b", True]]
+    history = History([*lost, ["failed run", {}], ["resumed", {"epoch": 1}], ["adopted", 2, "c", found]])
+    assert (history.epoch, history.state) == (1, None)
+    assert fates(history) == ["DDDD", "D", "HDLH", "--", "----"]
+    stage = history.stages[2]
+    assert (stage.rows.tolist(), stage.attempt.tolist()) == ([7, 20, 30, 40], [10_003, 0, 0, 0])
+    assert stage.seconds.tolist() == [3.0, 3.0, 4.0, 4.0]  # what it took, whoever found it
+
+
+def test_skipped_partitions_have_a_fate_of_their_own():
+    records = [STARTED, PLAN, ["adopted", 2, "a", [[p, 0, 1, 10, digest(2, p)] for p in range(3)]]]
+    history = History([*records, ["skipped", 0, [0, 1, 2]], ["skipped", 2, [0, 3]]])
+    assert fates(history) == ["SSS-", "-", "HHHS", "--", "----"]
+    assert places(history, next(ancestry(history.graph, 0, 1))) == {"skipped": 1}
+    assert rebuild_cost(history, 3, 0).unmeasured == 1 + 1 + 1 + 1
+    assert "skipped (3), not run (1)" in lineage_text(history, 3, 0)
+    assert fates(History([*records, ["skipped", 0, [0]], task(0, [0], "a", 1)]))[0] == "H---"
+
+
+def test_what_was_rolled_back_is_forgotten_and_what_is_made_again_is_not():
+    again = [*MADE, ["boundaries", 2, "QQ=="]]
+    rerun = History([*again, ["rerun", 2, [1]]]).restore()
+    assert rerun.results[2][1] == Result(0, 20, 200, digest(2, 1), "a", fate=Fate.LOST)
+    history = History([*again, ["rolled back", 2, [1, 2]]])
+    assert fates(history) == ["DDDD", "D", "HLLH", "--", "----"]
+    restored = history.restore()
+    assert [result is None for result in restored.results[2]] == [False, True, True, False]
+    assert restored.boundaries == {2: "QQ=="}
+    assert rebuild_cost(history, 2, 1).unmeasured == 0  # what it took is known
+    assert History([*again, ["rolled back", 2, [0, 1, 2, 3]]]).restore().boundaries == {}
+    new = ["task", 2, 0, 1, "b", [[1, 5, 50, digest(9)]], 1.0]
+    assert History([*again, ["rolled back", 2, [1]], new]).restore().results[2][1] == Result(
+        1, 5, 50, digest(9), "b"
+    )
+
+
+def test_restore_agrees_with_an_oracle_by_hand():
+    files = [["hidden/a.parquet", "a.parquet", 10, 100]]
+    staged = ["task", 4, 0, 0, "a", [[0, 10, 100, digest(4, 0), files], [1, 0, 0, digest(), []]], 1.0]
+    more = ["task", 4, 1, 10_000, "b", [[2, 30, 300, digest(4, 2), files]], 1.0]
+    history = History(
+        [
+            *MADE,
+            ["boundaries", 3, "QUJD"],
+            ["replicated", 2, 0, "c"],
+            staged,
+            ["worker lost", "tcp://b", "b", True, "died", 0.0],
+            ["resumed", {"epoch": 1, "time": 0.0, "host": "h", "pid": 1, "pid_started": 0.0}],
+            ["adopted", 2, "c", [[2, 0, 30, 300, digest(2, 2)]]],
+            more,
+            ["some kind of a later version", 1, 2, 3],
+            ["committing", "files", ["hidden/a.parquet"]],
+        ]
+    )
+
+    def block(stage: int, p: int, node: str, fate: Fate, *copies: str) -> Result:
+        return Result(0, 10 * (p + 1), 100 * (p + 1), digest(stage, p), node, fate=fate, copies=tuple(copies))
+
+    held, deleted, lost = Fate.HELD, Fate.DELETED, Fate.LOST
+    staged_files = (("hidden/a.parquet", "a.parquet", 10, 100),)
+    assert history.restore() == Restored(
+        epoch=1,
+        state=None,
+        results=(
+            tuple(block(0, p, "aabb"[p], deleted) for p in range(4)),
+            (block(1, 0, "b", deleted),),
+            (
+                block(2, 0, "a", held, "c"),
+                block(2, 1, "a", held),
+                block(2, 2, "c", held),
+                block(2, 3, "b", lost),
+            ),
+            (None, None),
+            (
+                Result(0, 10, 100, digest(4, 0), "a", staged_files),
+                Result(0, 0, 0, digest(), "a", ()),
+                Result(10_000, 30, 300, digest(4, 2), "b", staged_files),
+                None,
+            ),
+        ),
+        boundaries={3: "QUJD"},
+        committing=frozenset({"files"}),
+        committed=frozenset(),
+    )
+
+
+def test_what_was_committed_stays_when_the_run_fails_later():
+    records = [*WHOLE[:-1], ["failed run", {}]]
+    assert fates(History(records)) == ["DDDD", "D", "DDDD", "DD", "HHHH"]
+    restored = History(records).restore()
+    assert (restored.state, restored.committing, restored.committed) == ("failed", set(), {"files"})
+
+
+def test_nodes_that_tell_of_the_same_block_have_copies():
+    history = History(WHOLE)
+    history.observe([("c", 3, 1, 0), ("a", 3, 1, 0), ("a", 3, 0, 0)])
+    assert places(history, next(ancestry(history.graph, 3, 1))) == {"c, +1 copy": 1}
+    assert places(history, next(ancestry(history.graph, 3, 0))) == {"a": 1}
 
 
 def test_the_tree_has_one_branch_for_a_wide_dependency_and_follows_narrow_ones():
@@ -307,3 +436,4 @@ def test_the_journal_of_a_small_run_is_a_few_kilobytes(run):
         r for r in read(name, journals) if r[0] in ("started", "plan", "task", "stage", "boundaries")
     ]
     assert len(json.dumps(decisions)) < 4_000
+    assert sum(path.stat().st_size for path in Path(journals, name).glob("0*.json")) < 10_000
