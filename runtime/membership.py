@@ -9,7 +9,8 @@ from typing import Any
 
 from distributed import Client
 
-from .scheduler_events import WorkerJoined, WorkerLeft
+from .health_monitor import HealthMonitor
+from .scheduler_events import Cause, WorkerJoined, WorkerLeft
 from .worker_plugin import HeadwaterWorkerPlugin
 
 #: seconds for a worker to answer who it is, once; and how often it is asked while its plugin starts
@@ -36,6 +37,7 @@ class Membership:
         self._known: set[str] = set()
         self._listeners: list[Listener] = []
         self._greetings: set[asyncio.Task[None]] = set()
+        self._monitor = HealthMonitor(client, self.left)
         client.register_plugin(plugin)
         client.subscribe_topic("all", self._on_event)
         client.sync(self._greet_all)
@@ -64,16 +66,26 @@ class Membership:
         with self._lock:
             self._listeners.remove(listener)
 
-    def left(self, address: str) -> None:
-        """A worker is gone."""
+    def left(self, address: str, cause: Cause = Cause.DIED, silent: float = 0.0) -> None:
+        """A worker is gone.
+
+        Args:
+            address: of the worker.
+            cause: why.
+            silent: seconds between its last sign of life and now.
+        """
+        if cause is Cause.DIED and self._monitor.fencing(address):
+            return  # it was given up, and is being killed for that: the monitor tells soon
+        self._monitor.forget(address)
         with self._lock:
             self._known.discard(address)
             if self._joined.pop(address, None) is not None:
                 for listener in self._listeners:
-                    listener(WorkerLeft(address))
+                    listener(WorkerLeft(address, cause, silent))
 
     def close(self) -> None:
         """Stop following the cluster; the plugin stays, as other sessions may use it."""
+        self._monitor.close()
         with self._lock:
             self._listeners.clear()
         if self._client.status == "running":
@@ -106,6 +118,8 @@ class Membership:
             try:
                 info = await asyncio.wait_for(self._client.rpc(address).headwater_info(), _ANSWER_SECONDS)
                 self._join(WorkerJoined(address, info["node"], info["threads"], info.get("host", "")))
+                if address in self._joined:
+                    self._monitor.watch(address, info)
                 return
             except Exception:  # unknown operation while the plugin starts, or the worker is gone
                 await asyncio.sleep(_ASK_AGAIN_SECONDS)

@@ -8,8 +8,6 @@ import os
 import platform
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,21 +15,26 @@ from typing import Any
 import cloudpickle
 import pyarrow as pa
 from distributed import Worker, WorkerPlugin, get_worker
+from distributed.comm import get_address_host
 from tblib import pickling_support
 
 from ..errors import ClusterError, HeadwaterError, SerializationError
+from .admission import Admission
+from .beacon_keeper import BeaconKeeper
 from .broadcast import BroadcastCache
+from .comeback import let_nanny_replace
 from .fetch import Fetcher, FetchOptions
 from .handover import announce, leave, room_bytes, watch_retirement
 from .inventory import pack_inventory
 from .node_store import NodeStore, default_scratch
+from .relocation import Relocations, unpack_segments
 from .run_task import run_task
 from .serve import serve_ranges
 from .task import StageProgram, Task, TaskResult
+from .task_progress import ProgressBoard
 
 _PACKAGES = ("headwater", "dask", "distributed", "pyarrow", "numpy")
 _PROGRAMS_KEPT = 64
-_CANCELLATIONS_KEPT = 10_000
 
 
 def execute(task: Task, payload: bytes) -> TaskResult:
@@ -101,10 +104,15 @@ class WorkerRuntime:
         roots = {store.node: store.root}
         self.fetcher = Fetcher(roots, worker.rpc, worker.loop.asyncio_loop, store.space, options)
         self.broadcasts = BroadcastCache(broadcast_bytes)
+        #: the process's; None for a worker that lives in its scheduler's process
+        self.beacon: BeaconKeeper | None = None
         self._programs: OrderedDict[bytes, StageProgram] = OrderedDict()
-        #: flags of the tasks that run, and names of those that were cancelled before they began
-        self._running: dict[str, threading.Event] = {}
-        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        #: which attempts may run, how far they are, and where those wait that lack inputs
+        self.admission = Admission()
+        self._board = ProgressBoard()
+        self._relocations = Relocations(
+            lambda run, message: self.worker.log_event(f"headwater-{run}", message)
+        )
         self._lock = threading.Lock()
         #: whether the process goes on when its Dask worker closes
         self.outlives_worker = False
@@ -114,24 +122,44 @@ class WorkerRuntime:
     def install(self) -> None:
         """Attach to the worker."""
         self.worker.headwater = self
+        let_nanny_replace(self.worker)
         watch_retirement(self.worker, self._retire)
-        for operation in (self.fetch, self.cancel, self.release, self.blocks, self.inventory, self.info):
+        for operation in (
+            self.fetch,
+            self.dead,
+            self.relocate,
+            self.progress,
+            self.cancel,
+            self.fence,
+            self.release,
+            self.blocks,
+            self.inventory,
+            self.info,
+        ):
             self.worker.handlers[f"headwater_{operation.__name__}"] = operation
 
     def attach(self, worker: Worker) -> None:
         """Go on with a new Dask worker of the same process; what runs still belongs to the old one."""
         self.worker = worker
         self.draining = self.retiring = self.left = False
-        self.fetcher.rpc, self.fetcher.loop = worker.rpc, worker.loop.asyncio_loop
+        self.fetcher.attach(worker.rpc, worker.loop.asyncio_loop)
         self.install()
 
     def execute(self, task: Task, payload: bytes) -> TaskResult:
-        """Run a task in the calling thread."""
-        program = self.program(payload)
-        with self._cancellable(f"{task.run}/{task.name}") as flag:
-            name = str(self.worker.address)
+        """Run a task in the calling thread.
+
+        Raises:
+            CancelledTask: it may not run; see `Admission`.
+        """
+        with (
+            self.admission.enter(task) as flag,
+            self._relocations.mailbox(task, flag) as mailbox,
+            self._board.follow(task) as progress,
+        ):
+            program, name = self.program(payload), str(self.worker.address)
+            shared = (self.broadcasts, mailbox, progress)
             try:
-                return run_task(task, program, self.store, self.fetcher, name, flag, self.broadcasts)
+                return run_task(task, program, self.store, self.fetcher, name, flag, *shared)
             except HeadwaterError as error:
                 _make_portable(error)
                 raise
@@ -151,21 +179,39 @@ class WorkerRuntime:
 
     async def cancel(self, run: str, names: Any) -> dict[str, Any]:
         """Stop tasks, by `Task.name`: those that run at their next table, those that come when they begin."""
-        with self._lock:
-            for key in (f"{run}/{name}" for name in names):
-                if key in self._running:
-                    self._running[key].set()
-                else:
-                    self._cancelled[key] = None
-            while len(self._cancelled) > _CANCELLATIONS_KEPT:
-                self._cancelled.popitem(last=False)
+        self.admission.cancel(run, list(names))
         return {"status": "OK"}
 
-    async def release(self, run: str, paths: Any = None) -> dict[str, Any]:
-        """Delete blocks by path, or all that a run left on this node and in this process."""
+    async def dead(self, nodes: Any) -> dict[str, Any]:
+        """Wait for these nodes no longer: a list of ids, or a mapping to the addresses they had."""
+        self.fetcher.abandon(nodes)
+        return {"status": "OK"}
+
+    async def relocate(self, run: str, name: str, segments: bytes, nodes: Any) -> dict[str, Any]:
+        """Tell a waiting attempt where lost inputs are now; ``segments`` is made by `pack_segments`."""
+        moved = await asyncio.to_thread(unpack_segments, segments)
+        return {"status": "OK", "known": self._relocations.fill(run, name, moved, nodes)}
+
+    async def progress(self, run: str) -> dict[str, Any]:
+        """Tell how far the attempts of a run are that run here, by `Task.name`: shares from 0 to 1."""
+        return {"status": "OK", "done": self._board.of(run)}
+
+    async def fence(self, run: str, epoch: int) -> dict[str, Any]:
+        """A driver with this epoch has the run now. The answer's ``epoch`` is the highest seen."""
+        return {"status": "OK", "epoch": self.admission.fence(run, epoch)}
+
+    async def release(self, run: str, paths: Any = None, epoch: int | None = None) -> dict[str, Any]:
+        """Delete blocks by path, or all that a run left on this node and in this process.
+
+        A run of which all is deleted is over: tasks of it are refused from now on. A driver that was replaced,
+        by its ``epoch``, deletes nothing.
+        """
+        if not self.admission.counts(run, epoch):
+            return {"status": "OK", "freed_bytes": 0, "replaced": True}
         if paths is not None:
             freed = await asyncio.to_thread(self.store.delete_blocks, list(paths))
         else:
+            self.admission.close(run, epoch)
             self._forget(run)
             freed = await asyncio.to_thread(self.store.remove_run, run)
         return {"status": "OK", "freed_bytes": freed}
@@ -196,19 +242,29 @@ class WorkerRuntime:
             "pid": os.getpid(),
             "threads": self.worker.state.nthreads,
             "memory_limit": memory,
+            "beacon": self.beacon and self.beacon.port and [self.beacon.host, self.beacon.port],
+            "beacon_token": self.beacon and self.beacon.token,
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         }
 
     def running(self) -> list[str]:
         """Tasks that run in this process, as "RUN/NAME", those of its earlier Dask workers included."""
-        with self._lock:
-            return sorted(self._running)
+        return self.admission.running()
+
+    async def start_beacon(self) -> None:
+        """Start what tells clients that this process lives."""
+        if not self.worker.address.startswith("inproc"):
+            self.beacon = BeaconKeeper(get_address_host(self.worker.address))
+            await asyncio.to_thread(self.beacon.start)
+
+    def stop_beacon(self) -> None:
+        """End it; the process is about to."""
+        if self.beacon is not None:
+            self.beacon.stop()
 
     def stop(self) -> None:
         """Cancel all that runs; the worker is closing."""
-        with self._lock:
-            for flag in self._running.values():
-                flag.set()
+        self.admission.stop()
 
     def _retire(self, retiring: bool) -> None:
         """Dask begins to retire the worker, or thinks better of it."""
@@ -223,20 +279,6 @@ class WorkerRuntime:
         with self._lock:
             for payload in [key for key, program in self._programs.items() if program.run == run]:
                 del self._programs[payload]
-
-    @contextmanager
-    def _cancellable(self, key: str) -> Iterator[threading.Event]:
-        flag = threading.Event()
-        with self._lock:
-            self._running[key] = flag
-            if key in self._cancelled:
-                del self._cancelled[key]
-                flag.set()
-        try:
-            yield flag
-        finally:
-            with self._lock:
-                del self._running[key]
 
 
 class HeadwaterWorkerPlugin(WorkerPlugin):
@@ -272,7 +314,12 @@ class HeadwaterWorkerPlugin(WorkerPlugin):
             pa.set_io_thread_count(max(2, self.arrow_threads))
         if getattr(worker, "headwater", None) is None:
             store = await asyncio.to_thread(self._open_store)
-            WorkerRuntime(worker, store, self.options).install()
+            runtime = WorkerRuntime(worker, store, self.options)
+            await runtime.start_beacon()
+            if getattr(worker, "headwater", None) is None:
+                runtime.install()
+            else:  # a session that came at the same moment was first
+                runtime.stop_beacon()
         await asyncio.to_thread(runtime_of(worker).store.purge_orphans, self.keep_seconds)
 
     async def teardown(self, worker: Worker) -> None:
@@ -287,6 +334,8 @@ class HeadwaterWorkerPlugin(WorkerPlugin):
             runtime.stop()
         if runtime.retiring:
             await leave(worker, runtime.store)
+        if runtime.retiring or not runtime.outlives_worker:
+            runtime.stop_beacon()
 
     def _open_store(self) -> NodeStore:
         return NodeStore(Path(self.scratch) if self.scratch else default_scratch(), self.quota_bytes)

@@ -1,0 +1,29 @@
+"""Comeback: a worker that was dropped while it could not be heard is replaced by its nanny, not ended with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distributed import Worker
+
+#: what Dask gives as its reason when the scheduler doesn't know a worker that reports to it
+_DROPPED = "worker-heartbeat-missing"
+
+
+def let_nanny_replace(worker: Worker) -> None:
+    """Make a worker that learns that it was dropped leave its nanny alone when it closes.
+
+    Dask's own way is to close the nanny first, so that nothing comes back. A worker that was only stopped or cut off
+    for a while is wanted again, as a new worker.
+
+    Args:
+        worker: the Dask worker.
+    """
+    close = worker.close
+
+    async def close_alone(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("reason") == _DROPPED:
+            kwargs["nanny"] = False
+        return await close(*args, **kwargs)
+
+    worker.close = close_alone
