@@ -311,8 +311,8 @@ class History:
                 if lost in copies:
                     copies.remove(lost)
             for partition in np.flatnonzero((stage.node == lost) & (stage.fate == Fate.HELD)).tolist():
-                if copies := stage.copies.get(partition):
-                    stage.node[partition] = copies.pop(0)
+                if rest := stage.copies.get(partition):
+                    stage.node[partition] = rest.pop(0)
                 else:
                     stage.fate[partition] = Fate.LOST
 
