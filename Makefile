@@ -2,6 +2,7 @@
 # make test    every test; test-fast leaves out those that start processes
 # make check   what a reviewer would run first: style, layers, types
 # make bench   TPC-H beside DuckDB and Dask DataFrame, exchanges beside Dask DataFrame, planning
+# make chaos   a pipeline with shuffles under 200 random schedules of faults, compared byte by byte
 # make clean   everything that these targets made
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 WORKERS ?= 4
 
-.PHONY: demo test test-fast check format bench clean
+.PHONY: demo test test-fast check format bench chaos clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -51,7 +52,14 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/exchange.py
 	$(BIN)/python benchmarks/planning.py
 
+RUNS ?= 200
+SEED ?= 1
+chaos: $(VENV)/.installed
+	@rm -rf .chaos && mkdir .chaos
+	$(BIN)/python tests/fault/pipelines.py .chaos/inputs
+	$(BIN)/headwater chaos tests/fault/pipelines.py --param inputs=.chaos/inputs --runs $(RUNS) --seed $(SEED) --json .chaos/runs.json
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .demo .bench
+	rm -rf $(VENV) build dist *.egg-info .demo .bench .chaos
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

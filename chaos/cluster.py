@@ -6,7 +6,6 @@ A node is a scratch folder and the processes that share it, as on a machine of i
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import shutil
 import signal
@@ -94,7 +93,8 @@ class ChaosCluster:
         self.folder = Path(tempfile.mkdtemp(prefix="headwater-chaos-")) if folder is None else folder
         self.faults, self.journal, self.logs = (self.folder / n for n in ("faults", "journal", "logs"))
         for path in (self.faults, self.journal, self.logs, self.folder / "nodes"):
-            path.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
         self.size, self.workers_per_node = nodes, workers
         self.port = _free_port()
         self.address = f"tcp://127.0.0.1:{self.port}"
@@ -184,9 +184,10 @@ class ChaosCluster:
     def start_worker(self, node: Node, place: int) -> None:
         """Start one process of a node in its place; the one before it must be dead."""
         node.folder.mkdir(parents=True, exist_ok=True)
-        command, env = worker_command(self.address, node.scratch, f"{node.name}.{place}")
-        started = self._start(f"{node.name}.{place}", command, env)
-        node.workers[place : place + 1] = [started]
+        name = f"{node.name}.{place}"
+        node.workers[place : place + 1] = [
+            self._start(name, worker_command(self.address, node.scratch, name))
+        ]
 
     def kill_node(self, node: Node, keep_scratch: bool = False) -> None:
         """Kill all processes of a node and, as they go with a machine, its files."""
@@ -255,11 +256,9 @@ class ChaosCluster:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _start(self, name: str, command: Sequence[str], env: dict[str, str] | None = None) -> ChildProcess:
-        variables = {VARIABLE: str(self.faults), "HEADWATER_HOME": str(self.folder), **_dask_variables()}
-        return ChildProcess(
-            [sys.executable, *command], self.folder, self.logs / f"{name}.log", {**variables, **(env or {})}
-        )
+    def _start(self, name: str, command: Sequence[str]) -> ChildProcess:
+        env = {VARIABLE: str(self.faults), "HEADWATER_HOME": str(self.folder), **_dask_variables()}
+        return ChildProcess([sys.executable, *command], self.folder, self.logs / f"{name}.log", env)
 
     def _missing(self) -> str | None:
         """What keeps the cluster from being whole; None if nothing does."""
@@ -274,15 +273,10 @@ class ChaosCluster:
         return f"workers known: {', '.join(sorted(names)) or 'none'}; wanted: {', '.join(sorted(wanted))}"
 
 
-def worker_command(address: str, scratch: Path, name: str) -> tuple[list[str], dict[str, str]]:
-    """Return how a worker process is started, after the interpreter, and its variables."""
-    if importlib.util.find_spec("headwater.runtime.worker_host") is not None:
-        return ["-m", "headwater.cli", "worker", address, "--scratch", str(scratch), "--name", name], {}
-    command = ["-m", "distributed.cli.dask_worker", address, "--no-nanny", "--nthreads", "1", "--name", name]
-    return (
-        [*command, "--no-dashboard", "--local-directory", f"{scratch.parent}/dask"],
-        {"HEADWATER_SCRATCH": str(scratch)},
-    )
+def worker_command(address: str, scratch: Path, name: str) -> list[str]:
+    """Return how a worker process is started, after the interpreter."""
+    command = ["-m", "headwater.cli", "worker", address, "--scratch", str(scratch), "--name", name]
+    return [*command, "--nthreads", "1", "--host", "127.0.0.1"]
 
 
 async def _identity(address: str) -> dict[str, Any]:

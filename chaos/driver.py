@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import queue
+import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -48,6 +50,11 @@ class DriverHandle:
     def lives(self) -> bool:
         """Whether it runs, or has told what wasn't taken in yet."""
         return self._process.lives() or self._reader.is_alive() or not self._lines.empty()
+
+    def dump(self, seconds: float = 0.5) -> None:
+        """Let it write to its log where its threads are."""
+        self._process.signal(signal.SIGUSR1)
+        time.sleep(seconds)
 
     def kill(self) -> None:
         """SIGKILL it, and wait until it and what it started are gone."""

@@ -6,8 +6,10 @@ It reads what to run as JSON from standard input, and tells how it goes as lines
 from __future__ import annotations
 
 import copy
+import faulthandler
 import hashlib
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Mapping
@@ -57,6 +59,7 @@ class DriverSpec:
 
 def main() -> None:
     """Run what standard input says, and tell how it goes; exit with 1 if it fails."""
+    faulthandler.register(signal.SIGUSR1)
     spec = DriverSpec(**json.loads(sys.stdin.readline()))
     sys.stdout = sys.stderr  # what a pipeline prints is none of the harness's lines
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunFailedError
+from ..errors import NonDeterministicError, RunFailedError
 from .cluster import ChaosCluster
 from .driver import DriverHandle
 from .driver_process import DriverSpec
@@ -96,20 +96,18 @@ class ChaosResult:
 
     @property
     def losses(self) -> Sequence[Mapping[str, Any]]:
-        """The ledger's losses: cause, lost, needed, minimum, rerun, bytes, seconds of each."""
+        """The ledger's losses, as `runtime.losses.Loss` describes them."""
         return self.recovery.get("losses", ())
 
     @property
     def rerun(self) -> int:
         """Finished partitions that were made again."""
-        return sum(map(len, self.recovery.get("partitions_rerun", {}).values()))
+        return self.recovery.get("rerun", 0)
 
     @property
-    def minimum(self) -> int | None:
-        """How many had to be, by the planner of recoveries; None if the report doesn't tell."""
-        if "losses" not in self.recovery:
-            return None
-        return sum(_count(loss.get("minimum")) for loss in self.losses)
+    def minimum(self) -> int:
+        """How many had to be, by the lineage graph; those whose blocks came back in time don't count."""
+        return self.recovery.get("minimum", 0) - self.recovery.get("returned", 0)
 
 
 def run_clean(
@@ -124,16 +122,19 @@ def run_clean(
         limit: seconds it may take.
 
     Returns:
-        Its outcome, finished.
+        The outcome of the second of two runs, when the processes are warm.
 
     Raises:
         RunFailedError: it doesn't even run without faults.
+        NonDeterministicError: its two runs differ.
     """
-    outcome = _run(file, params, cluster, Injector(cluster, (), 0, lambda: None), limit)
-    if outcome.state != "finished":
-        raise RunFailedError(f"without any fault the run {outcome.state}:\n{outcome.error}")
-    cluster.mend()
-    return outcome
+    first, second = (_without_faults(file, params, cluster, limit) for _ in range(2))
+    if differences := _differences(first, second):
+        raise NonDeterministicError(
+            "two runs without any fault differ, so there is nothing to compare with. `headwater check` finds "
+            "functions that give different results for the same rows.\n" + "\n".join(differences)
+        )
+    return second
 
 
 def run_under(
@@ -183,6 +184,14 @@ def run_under(
     )  # fmt: skip
 
 
+def _without_faults(file: str, params: Mapping[str, str], cluster: ChaosCluster, limit: float) -> Outcome:
+    outcome = _run(file, params, cluster, Injector(cluster, (), 0, lambda: None), limit)
+    cluster.mend()
+    if outcome.state != "finished":
+        raise RunFailedError(f"without any fault the run {outcome.state}:\n{outcome.error}")
+    return outcome
+
+
 def _run(
     file: str,
     params: Mapping[str, str],
@@ -221,13 +230,13 @@ def _run(
             if began is not None:
                 injector.step(share)
             if deadline is not None and time.monotonic() > deadline:
+                driver.dump()
                 driver.kill()
-                return Outcome(
-                    "timed out", limit, error=f"after {limit:g} s; last heard: {last}", drivers=number
-                )
+                error = f"after {limit:g} s; last heard: {last}\n{_tail(cluster)}"
+                return Outcome("timed out", limit, error=error, drivers=number)
         if not driver.was_killed:
-            log = (cluster.logs / "driver.log").read_text(errors="replace")[-3000:]
-            return Outcome("failed", 0.0, error=f"the driver's process ended without a word:\n{log}")
+            error = f"the driver's process ended without a word:\n{_tail(cluster)}"
+            return Outcome("failed", 0.0, error=error, drivers=number)
     return Outcome("failed", 0.0, error=f"{_DRIVERS} drivers were killed", drivers=_DRIVERS)
 
 
@@ -247,6 +256,11 @@ def _wait_for_end(driver: DriverHandle, seconds: float = 30.0) -> None:
     driver.kill()
 
 
+def _tail(cluster: ChaosCluster) -> str:
+    """The end of what the drivers have logged."""
+    return (cluster.logs / "driver.log").read_text(errors="replace")[-4000:]
+
+
 def _run_id(journal: Path) -> str | None:
     """The id of the only run in a folder of journals, if its journal has begun."""
     found = sorted(path.name for path in journal.iterdir() if path.is_dir())
@@ -264,10 +278,3 @@ def _differences(clean: Outcome, outcome: Outcome) -> list[str]:
             if before.get(name) != after.get(name):
                 found.append(f"{what} of {name}: {before.get(name)} clean, {after.get(name)} under faults")
     return found
-
-
-def _count(partitions: Any) -> int:
-    """How many partitions a number, a list, or lists by stage stand for."""
-    if isinstance(partitions, Mapping):
-        return sum(map(_count, partitions.values()))
-    return len(partitions) if isinstance(partitions, list | tuple) else int(partitions or 0)

@@ -5,6 +5,7 @@ User functions sleep a little for each batch: load, so that a run lasts long eno
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -65,3 +66,7 @@ def rides(inputs: Path, output: Path = Path("due")):
         "due": due.select("ride", "borough", "due").sort("due", "ride").write_parquet(str(output)),
         "boroughs": boroughs.sort("borough", "zone"),
     }
+
+
+if __name__ == "__main__":
+    write_inputs(Path(sys.argv[1]))
