@@ -64,7 +64,13 @@ class SerializationError(HeadwaterError, TypeError):
 
 
 class DiskFullError(HeadwaterError, OSError):
-    """A node's scratch quota or disk, or a sink's disk, is full."""
+    """A node's scratch quota or disk, or a sink's disk, is full.
+
+    Attributes:
+        scratch: the node's scratch folder, if it is that; None for a sink's disk.
+    """
+
+    scratch: str | None = None
 
 
 class ClusterError(HeadwaterError, RuntimeError):

@@ -11,13 +11,15 @@ from collections.abc import Generator, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from .arguments import whole
 from .errors import ClusterError, HeadwaterError, ParameterError, TypeMismatchError, did_you_mean
-from .lineage.journal import Journal
+from .lineage.history import History
+from .lineage.journal import Journal, list_runs, new_run_id
+from .lineage.lease import acquire
 from .ops.node import Node
 from .ops.write import WRITTEN
 from .planner.explain import explain_text
@@ -28,6 +30,7 @@ from .planner.plan import PhysicalPlan
 from .runtime.driver import Driver, RunOutcome
 from .runtime.executor import Executor
 from .runtime.report import RunReport
+from .runtime.resumption import PLAN, unpack_plan
 
 if TYPE_CHECKING:
     from .runtime.progress import Observer
@@ -127,6 +130,7 @@ class Session:
         journal: folder or fsspec URL for journals; None is ``$HEADWATER_HOME/runs`` or under
             ``~/.local/state``; False writes none.
         options: the planner's numbers.
+        backup_tasks: whether a slow task gets a second attempt beside it, on a thread that has nothing else to do.
 
     Raises:
         ClusterError: the scheduler can't be reached.
@@ -151,6 +155,7 @@ class Session:
         progress: bool | Observer | None = None,
         journal: str | Path | bool | None = None,
         options: PlanOptions | None = None,
+        backup_tasks: bool = True,
     ):
         if options is not None and not isinstance(options, PlanOptions):
             raise TypeMismatchError(f"Session(options={options!r}): write hw.PlanOptions(...).")
@@ -163,6 +168,7 @@ class Session:
         self._scratch = scratch
         self._progress = progress
         self._journal = journal
+        self._backups = bool(backup_tasks)
         self._executor: Executor | None = None
         self._tokens: list[Any] = []
         self._closed = False
@@ -240,12 +246,70 @@ class Session:
 
         physical = plan(outputs, self.options)
         with progress_display(self._progress) as observer:
-            driver = self._driver(physical, name, observer)
-            try:
-                return RunResult(driver, driver.run())
-            except HeadwaterError as error:
-                error.report = driver.report()
-                raise
+            return _finish(self._driver(physical, name, observer))
+
+    def resume(self, run: str, *, steal: bool = False) -> RunResult:
+        """Go on with a run whose driver died, failed, or was interrupted, with every block that survives.
+
+        The pipeline, its parameters and options are those that the run was started with. What nodes of this
+        session's cluster still have of it isn't computed again. A session on another cluster
+        can resume it too; what isn't there is made again.
+
+        Args:
+            run: its id; ``headwater runs`` lists them.
+            steal: take it over even from a driver that seems to live: one that hangs, or can't be reached.
+                That one stops with `FencedError` before it changes anything.
+
+        Returns:
+            As `run`.
+
+        Raises:
+            SourceNotFoundError: there is no such run.
+            ParameterError: it has finished, or can't be resumed.
+            LeaseHeldError: its driver lives.
+            HeadwaterError: as `run`.
+
+        Example:
+            .. code-block:: python
+
+                with hw.Session("tcp://10.0.0.1:8786") as session:
+                    result = session.resume("20261123-153012-x7k2")
+        """
+        from .runtime.progress import progress_display
+
+        root = self._journal_root()
+        if root is False:
+            raise ParameterError(f"a session without a journal can't resume {run!r}: drop journal=False.")
+        state = past_state(run, root)
+        if state == "finished":
+            raise ParameterError(
+                f"run {run} has finished; there is nothing to resume. Run the pipeline again."
+            )
+        self.start()
+        assert self._executor is not None
+        lease = acquire(root, run, steal=steal)
+        try:
+            journal, records = Journal.resume(run, lease.epoch, root, self._header())
+            past = History(records).restore()
+            physical = unpack_plan(journal.get_blob(PLAN))
+            header = records[0][1]
+            driver = Driver(
+                physical,
+                self._executor,
+                journal,
+                memory_bytes=header.get("task_bytes") or self._task_bytes(),
+                quota_bytes=self._quota,
+                pipeline=header.get("pipeline") or "",
+                lease=lease,
+                past=past,
+                backups=self._backups,
+            )
+        except BaseException:
+            lease.release()
+            raise
+        with progress_display(self._progress) as observer:
+            driver.observe(observer)
+            return _finish(driver)
 
     def stream(self, output: Any, name: str = "pipeline") -> Generator[pa.Table, None, None]:
         """Run one output and yield its rows in order while later partitions are still computed.
@@ -287,28 +351,78 @@ class Session:
     ) -> Driver:
         self.start()
         assert self._executor is not None
-        return Driver(
-            physical,
-            self._executor,
-            self._new_journal(name),
-            observer,
-            memory_bytes=self._task_bytes(),
-            quota_bytes=self._quota,
-            stream=stream,
-            pipeline=name,
-        )
+        root = self._journal_root()
+        lease = journal = None
+        if root is not False:
+            lease = acquire(root, new_run_id())
+            header = {"pipeline": name, "task_bytes": self._task_bytes(), **self._header()}
+            journal = Journal.create(root, header, lease.run)
+        try:
+            return Driver(
+                physical,
+                self._executor,
+                journal,
+                observer,
+                memory_bytes=self._task_bytes(),
+                quota_bytes=self._quota,
+                stream=stream,
+                pipeline=name,
+                lease=lease,
+                backups=self._backups,
+            )
+        except BaseException:
+            if lease is not None:
+                lease.release()
+            raise
 
-    def _new_journal(self, name: str) -> Journal | None:
+    def _journal_root(self) -> str | Literal[False] | None:
         if self._journal is False:
-            return None
-        root = None if self._journal in (None, True) else str(self._journal)
-        return Journal.create(root, {"pipeline": name, "cluster": self.address or "local"})
+            return False
+        return None if self._journal in (None, True) else str(self._journal)
+
+    def _header(self) -> dict[str, Any]:
+        """What the journal says of the cluster, so that `headwater resume` finds it, or starts one like it."""
+        header: dict[str, Any] = {"cluster": self.address or "local"}
+        if self.address is None:
+            header["local"] = {
+                "workers": self._workers,
+                "threads_per_worker": self._threads,
+                "memory_limit": self._memory_limit,
+                "scratch": self.scratch,
+                "quota": self._quota,
+            }
+        return header
+
+    @property
+    def scratch(self) -> str | None:
+        """The scratch folder of a local session; None for one that joined a cluster."""
+        from .runtime.cluster import scratch_of
+
+        return None if self._executor is None else scratch_of(self._executor)
 
     def _task_bytes(self) -> int:
         if self._memory_limit is None:
             return TASK_BYTES
         room = (self._memory_limit - WORKER_BASE_BYTES) // (3 * self._threads)
         return max(16 << 20, min(TASK_BYTES, room))
+
+
+def _finish(driver: Driver) -> RunResult:
+    try:
+        return RunResult(driver, driver.run())
+    except HeadwaterError as error:
+        error.report = driver.report()
+        raise
+
+
+def past_state(run: str, root: str | None) -> str:
+    """The state of an earlier run, as `headwater runs` tells it; "unknown" if there is none such.
+
+    Args:
+        run: its id.
+        root: folder of journals; None is the default one.
+    """
+    return next((entry.state for entry in list_runs(root) if entry.run == run), "unknown")
 
 
 def first_rows(tables: Iterator[pa.Table], schema: pa.Schema, count: int) -> pa.Table:

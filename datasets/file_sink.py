@@ -141,6 +141,13 @@ class FileSink(Sink):
             files.discard()
             raise
 
+    def is_staged(self, run: str, file: StagedFile) -> bool:
+        try:
+            found = self.destination.fs.info(f"{self.destination.staging(run)}/{file.path}")
+        except FileNotFoundError:
+            return False
+        return found["size"] == file.bytes
+
     def commit(self, run: str, files: Sequence[StagedFile]) -> None:
         commit(self.destination, run, files, self.overwrite)
 

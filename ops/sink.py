@@ -54,6 +54,10 @@ class Sink:
         """Write one partition's files under the staging folder of the run; called in a task."""
         raise NotImplementedError
 
+    def is_staged(self, run: str, file: StagedFile) -> bool:
+        """Whether a staged file of a run is still there, whole; asked by a driver that resumes the run."""
+        raise NotImplementedError
+
     def commit(self, run: str, files: Sequence[StagedFile]) -> None:
         """Make exactly these files visible at the destination; called once, by the driver. Idempotent."""
         raise NotImplementedError

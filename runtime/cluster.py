@@ -19,7 +19,7 @@ from ..errors import ClusterError, ParameterError
 from .dask_executor import DaskExecutor
 from .executor import Executor
 from .memory_watch import MemoryWatch, read_peak
-from .private_scratch import make_private_scratch
+from .private_scratch import adopt_private_scratch, make_private_scratch
 from .spawn import keep_main_out_of_workers
 from .versions import check_versions
 
@@ -43,6 +43,7 @@ CONFIG: dict[str, Any] = {
 class HeadwaterCluster(LocalCluster):
     """A local cluster whose scratch folder goes with it."""
 
+    scratch: Path | None = None
     scratch_to_remove: Path | None = None
 
     def close(self, timeout: float | None = None) -> Any:
@@ -94,7 +95,7 @@ def start_local(
             f"workers={workers}, threads_per_worker={threads_per_worker}: give at least 1 of each."
         )
     limit = _memory(memory_limit)
-    own = make_private_scratch() if scratch is None else None
+    own = make_private_scratch() if scratch is None else adopt_private_scratch(Path(scratch))
     root = own or Path(scratch or "")
     cluster: HeadwaterCluster | None = None
     keep_main_out_of_workers()
@@ -111,7 +112,7 @@ def start_local(
                 silence_logs=logging.CRITICAL,
                 **({"env": {"HEADWATER_SCRATCH": str(root)}} if processes else {}),
             )
-            cluster.scratch_to_remove = own
+            cluster.scratch, cluster.scratch_to_remove = root, own
             client = Client(cluster, set_as_default=False)
         if processes:
             client.register_plugin(LeaveInterrupts())
@@ -186,6 +187,13 @@ def open_executor(
     executor = _ready(client, quota_bytes, (client, cluster))
     client.register_plugin(MemoryWatch())
     return executor
+
+
+def scratch_of(executor: Executor) -> str | None:
+    """Return the scratch folder of a local cluster; None if the executor isn't one."""
+    if not isinstance(executor, DaskExecutor) or not executor.owns_cluster:
+        return None
+    return str(executor.cluster.scratch)
 
 
 def peak_memory(executor: Executor) -> dict[str, int]:

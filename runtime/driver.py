@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
 
-from ..errors import ClusterError, ParameterError, did_you_mean
-from ..lineage.graph import LineageGraph
+from ..errors import ClusterError, FencedError, ParameterError, did_you_mean
 from ..lineage.journal import STATES, Journal, new_run_id
+from ..lineage.lease import RENEW_SECONDS, Lease
+from ..lineage.restored import Restored
 from ..ops.sink import Sink, StagedFile
 from ..planner.plan import PhysicalPlan
 from .executor import Executor
+from .fault_points import reach
 from .report import RunReport, build_report
+from .resumption import PLAN, pack_plan, plan_record, restore
 from .scheduler import Scheduler
 from .scheduler_events import (
     BlocksLost,
@@ -32,8 +36,11 @@ from .scheduler_events import (
     OutputTaken,
     Record,
     Release,
+    Relocate,
     StageFinished,
     StageReady,
+    Survey,
+    Tick,
 )
 from .snapshot import Snapshot, snapshot_of
 from .stage_run import StageRun
@@ -90,6 +97,9 @@ class Driver:
         stream: name of an output that `iter_output` will read while the run goes on; None runs to the end.
         pipeline: name for the report.
         worker_timeout: seconds to wait while no worker lives.
+        lease: of the run; renewed while it goes on, and released at its end.
+        past: what earlier drivers of the run have journalled; None for a new run.
+        backups: whether slow attempts get a second one beside them.
 
     Example:
         .. code-block:: python
@@ -110,11 +120,17 @@ class Driver:
         stream: str | None = None,
         pipeline: str = "",
         worker_timeout: float = 60.0,
+        lease: Lease | None = None,
+        past: Restored | None = None,
+        backups: bool = True,
     ):
         self.plan = plan
         self.run_id = journal.run if journal is not None else new_run_id()
         streamed = () if stream is None else (self._stage_of(stream),)
-        self.scheduler = Scheduler(plan, self.run_id, memory_bytes, quota_bytes, streamed)
+        self._epoch = lease.epoch if lease is not None else 0
+        self.scheduler = Scheduler(
+            plan, self.run_id, memory_bytes, quota_bytes, streamed, self._epoch, backups
+        )
         self._journal = journal
         self._observer = observer
         self._pipeline = pipeline
@@ -129,8 +145,15 @@ class Driver:
         self._state: str | None = None
         self._error: BaseException | None = None
         self._closed = False
-        self._channel = executor.open(self.run_id)
-        self._write([_plan_record(plan, self.scheduler.lineage)])
+        self._lease = lease
+        self._renewed = self._started
+        self._past = past
+        self._channel = executor.open(self.run_id, self._epoch)
+        if past is None and journal is not None:
+            self._write([plan_record(plan, self.scheduler.lineage)])
+            packed = pack_plan(plan)
+            if packed is not None:
+                journal.put_blob(PLAN, packed)
 
     # -- running --------------------------------------------------------------------------------
 
@@ -145,6 +168,7 @@ class Driver:
             KeyboardInterrupt: likewise.
         """
         try:
+            self._adopt()
             while not self.scheduler.finished:
                 self._turn(WAIT_SECONDS)
             self._finish()
@@ -207,6 +231,10 @@ class Driver:
         first, stop = (0, run.stage.partitions) if partition is None else (partition, partition + 1)
         yield from self._read_rows(run, first, stop)
 
+    def observe(self, observer: Callable[[Snapshot], None]) -> None:
+        """Report progress to this observer from now on."""
+        self._observer = observer
+
     def report(self) -> RunReport:
         """Describe the run as far as it has come."""
         seconds = self._seconds or time.monotonic() - self._started
@@ -230,6 +258,8 @@ class Driver:
                 self._abort_sinks()
                 self._end("stopped")
             self._channel.close()
+            if self._lease is not None:
+                self._lease.release()
 
     def __enter__(self) -> Driver:
         return self
@@ -245,10 +275,26 @@ class Driver:
         events = self._channel.wait(timeout)
         self._feed(*events)
         self._observe()
+        self._renew()
         self._require_workers()
 
+    def _adopt(self) -> None:
+        """Begin where earlier drivers of the run got to, with the blocks that nodes still have."""
+        if self._past is None:
+            return
+        self._channel.fence()
+        joined = self._channel.wait(WAIT_SECONDS)
+        self._feed(*joined, restore(self.plan, self.run_id, self._past), *self._channel.inventory())
+
+    def _renew(self) -> None:
+        now = time.monotonic()
+        if self._lease is not None and now - self._renewed >= RENEW_SECONDS:
+            self._renewed = now
+            with suppress(OSError):  # FencedError is none
+                self._lease.renew()
+
     def _feed(self, *events: Event) -> None:
-        instructions = self.scheduler.handle(*events)
+        instructions = self.scheduler.handle(Tick(time.monotonic() - self._started), *events)
         self._write([record for i in instructions if isinstance(i, Record) for record in i.records])
         for instruction in instructions:
             self._perform(instruction)
@@ -263,9 +309,14 @@ class Driver:
             self._channel.cancel(instruction.name, instruction.worker)
         elif isinstance(instruction, Release):
             self._channel.release(instruction.blocks)
+        elif isinstance(instruction, Relocate):
+            self._channel.relocate(instruction)
+        elif isinstance(instruction, Survey):
+            self._channel.survey(instruction.node)
         elif isinstance(instruction, StageFinished):
             now = time.monotonic()
             self._stage_seconds[instruction.stage] = now - self._stage_started.get(instruction.stage, now)
+            reach("between-stages")
         elif isinstance(instruction, Failed):
             raise instruction.error
 
@@ -317,7 +368,7 @@ class Driver:
     def _finish(self) -> None:
         for name, stage_id in self.plan.outputs.items():
             run = self.scheduler.stages[stage_id]
-            if run.stage.sink is not None:
+            if run.stage.sink is not None and not (self._past and name in self._past.committed):
                 files = _files(run)
                 self._write([["committing", name, [file.path for file in files]]])
                 run.stage.sink.commit(self.run_id, files)
@@ -327,7 +378,14 @@ class Driver:
         self._observe(last=True)
 
     def _abandon(self, error: BaseException) -> None:
-        """Leave nothing behind; a second error on the way must not hide the first."""
+        """Leave nothing behind; a second error on the way must not hide the first.
+
+        If another driver has the run, all of it is that one's, and stays.
+        """
+        if isinstance(error, FencedError):
+            self._state, self._closed = STATES["failed run"], True
+            self._channel.abandon()
+            return
         kinds = {KeyboardInterrupt: "interrupted", SystemExit: "interrupted", GeneratorExit: "stopped"}
         steps: list[Callable[[], None]] = [
             self._channel.stop,
@@ -385,18 +443,3 @@ def _after(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
         rows -= skipped
         if table.num_rows > skipped:
             yield table.slice(skipped)
-
-
-def _plan_record(plan: PhysicalPlan, lineage: LineageGraph) -> list[object]:
-    stages = [
-        [
-            stage.id,
-            stage.key,
-            stage.label,
-            stage.partitions,
-            [[edge.source, edge.dependency.value, edge.start, edge.stop] for edge in edges],
-            stage.sink is not None,
-        ]
-        for stage, edges in zip(plan.stages, lineage.edges)
-    ]
-    return ["plan", stages, dict(plan.outputs)]

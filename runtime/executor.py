@@ -7,8 +7,8 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from ..errors import HeadwaterError
-from .scheduler_events import Event, FailureKind, TaskFailed, WorkerJoined
+from ..errors import DiskFullError, HeadwaterError
+from .scheduler_events import BlocksFound, Event, FailureKind, Relocate, TaskFailed, WorkerJoined
 from .task import Block, CancelledTask, FetchFailedError, Segment, StageProgram, Task
 
 #: errors of the system that will be the same on every worker
@@ -30,6 +30,18 @@ class Channel(Protocol):
 
     def cancel(self, name: str, worker: str) -> None:
         """Stop an attempt; whether it still answers doesn't matter."""
+
+    def relocate(self, instruction: Relocate) -> None:
+        """Tell a waiting attempt where its inputs are."""
+
+    def survey(self, node: str) -> None:
+        """Ask a node which blocks of the run it has; `BlocksFound` comes with a later `wait`."""
+
+    def inventory(self) -> list[BlocksFound]:
+        """Ask all nodes which blocks of the run they have, and wait for the answers."""
+
+    def fence(self) -> None:
+        """Tell all workers that tasks of the run's older drivers count no more."""
 
     def release(self, blocks: Sequence[Block]) -> None:
         """Delete blocks, soon; those that are gone already are passed over."""
@@ -56,12 +68,15 @@ class Channel(Protocol):
     def close(self) -> None:
         """Stop what still runs and delete everything the run left on the nodes."""
 
+    def abandon(self) -> None:
+        """Close, but delete nothing: another driver has the run."""
+
 
 class Executor(Protocol):
     """Runs tasks on workers, for one run after the other or several at once."""
 
-    def open(self, run: str) -> Channel:
-        """Open a channel for a run."""
+    def open(self, run: str, epoch: int = 0) -> Channel:
+        """Open a channel for a run, for the driver with this epoch."""
 
     def workers(self) -> list[WorkerJoined]:
         """The living workers, by address."""
@@ -81,6 +96,8 @@ def classify(error: BaseException) -> FailureKind:
         return FailureKind.FETCH
     if isinstance(error, CancelledTask):
         return FailureKind.OTHER
+    if isinstance(error, DiskFullError) and error.scratch is not None:
+        return FailureKind.DISK
     if isinstance(error, HeadwaterError):
         return FailureKind.USER
     if isinstance(error, MemoryError):

@@ -16,8 +16,8 @@ from .fetch import Fetcher
 from .node_store import NodeStore
 from .private_scratch import make_private_scratch
 from .run_task import run_task
-from .scheduler_events import Event, TaskFinished, WorkerJoined, WorkerLeft
-from .task import Block, Segment, StageProgram, Task
+from .scheduler_events import BlocksFound, Event, Relocate, TaskFinished, WorkerJoined, WorkerLeft
+from .task import Block, CancelledTask, Segment, StageProgram, Task
 from .worker_plugin import pack_program
 
 
@@ -58,7 +58,7 @@ class InlineExecutor:
         """The logical workers that live."""
         return [WorkerJoined(address, store.node) for address, store in sorted(self._stores_of.items())]
 
-    def open(self, run: str) -> InlineChannel:
+    def open(self, run: str, epoch: int = 0) -> InlineChannel:
         """Open a channel for a run."""
         channel = InlineChannel(self, run)
         self._channels.append(channel)
@@ -113,7 +113,21 @@ class InlineChannel:
         self._waiting.append((task, worker))
 
     def cancel(self, name: str, worker: str) -> None:
-        self._waiting = deque(entry for entry in self._waiting if entry[0].name != name)
+        for task, where in [entry for entry in self._waiting if entry[0].name == name]:
+            self._waiting.remove((task, where))
+            self._events.append(failed(task, where, CancelledTask(f"task {name} was cancelled")))
+
+    def relocate(self, instruction: Relocate) -> None:
+        raise NotImplementedError("tasks run one after the other, so none waits")
+
+    def survey(self, node: str) -> None:
+        self._events += [found for found in self.inventory() if found.node == node]
+
+    def inventory(self) -> list[BlocksFound]:
+        return [BlocksFound(store.node, tuple(store.inventory(self._run))) for store in self._executor.stores]
+
+    def fence(self) -> None:
+        pass
 
     def release(self, blocks: Sequence[Block]) -> None:
         for store in self._executor.stores:
@@ -139,6 +153,10 @@ class InlineChannel:
         self.stop()
         for store in self._executor.stores:
             store.remove_run(self._run)
+        self._executor.forget(self)
+
+    def abandon(self) -> None:
+        self.stop()
         self._executor.forget(self)
 
     def _execute(self, task: Task, worker: str, store: NodeStore) -> Event:

@@ -10,7 +10,7 @@ from typing import Any
 from distributed import Client
 
 from .health_monitor import HealthMonitor
-from .scheduler_events import Cause, WorkerJoined, WorkerLeft
+from .scheduler_events import Cause, WorkerDraining, WorkerJoined, WorkerLeft
 from .worker_plugin import HeadwaterWorkerPlugin
 
 #: seconds for a worker to answer who it is, once; and how often it is asked while its plugin starts
@@ -18,7 +18,7 @@ _ANSWER_SECONDS = 5.0
 _ASK_AGAIN_SECONDS = 0.05
 _ATTEMPTS = 200
 
-Listener = Callable[[WorkerJoined | WorkerLeft], None]
+Listener = Callable[[WorkerJoined | WorkerLeft | WorkerDraining], None]
 
 
 class Membership:
@@ -40,6 +40,7 @@ class Membership:
         self._monitor = HealthMonitor(client, self.left)
         client.register_plugin(plugin)
         client.subscribe_topic("all", self._on_event)
+        client.subscribe_topic("headwater-workers", self._on_farewell)
         client.sync(self._greet_all)
 
     def workers(self) -> list[WorkerJoined]:
@@ -90,6 +91,7 @@ class Membership:
             self._listeners.clear()
         if self._client.status == "running":
             self._client.unsubscribe_topic("all")
+            self._client.unsubscribe_topic("headwater-workers")
 
     def _on_event(self, event: tuple[float, Any]) -> None:
         message = event[1]
@@ -101,6 +103,18 @@ class Membership:
             task.add_done_callback(self._greetings.discard)
         elif message.get("action") == "remove-worker":
             self.left(message["worker"])
+
+    def _on_farewell(self, event: tuple[float, Any]) -> None:
+        """A worker says that it will leave, or that it has handed over what it had."""
+        message = event[1]
+        if not isinstance(message, dict) or "worker" not in message:
+            return
+        if message.get("kind") == "left":
+            self.left(message["worker"], Cause.LEFT)
+        elif message.get("kind") == "draining":
+            with self._lock:
+                for listener in self._listeners:
+                    listener(WorkerDraining(message["worker"]))
 
     async def _greet_all(self) -> None:
         info = await self._client.scheduler.identity(n_workers=-1)

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +22,8 @@ DRAFT_NAME = re.compile(r"\..*\.(\d+)-[0-9a-f]+\.tmp")
 #: bytes a file may grow before the ledger hears of it
 _ACCOUNT_STEP = 1 << 20
 _BUFFER_BYTES = 1 << 20
+#: bytes of the disk that are left free, as long as there are kept blocks to give up
+_LEAST_FREE = 256 << 20
 
 
 def draft_of(target: Path) -> Path:
@@ -36,7 +38,12 @@ class Space:
         root: the folder.
         name: of its node, for errors.
         quota_bytes: most bytes to take; None leaves it to the disk.
+
+    Attributes:
+        make_room: gives up so many bytes of what can be done without, and returns how many they were.
     """
+
+    make_room: Callable[[int], int] | None = None
 
     def __init__(self, root: Path, name: str, quota_bytes: int | None = None):
         self.root, self.name, self.quota_bytes = root, name, quota_bytes
@@ -53,8 +60,14 @@ class Space:
             DiskFullError: they don't fit.
         """
         quota = self._bound(quota_bytes)
-        if not self.ledger.reserve(bytes, quota):
-            raise self.full(bytes, quota)
+        if self.make_room is not None:
+            missing = bytes + _LEAST_FREE - shutil.disk_usage(self.root).free
+            if missing > 0:
+                self.make_room(missing)
+        for _ in self._tries(bytes, quota):
+            if self.ledger.reserve(bytes, quota):
+                return
+        raise self.full(bytes, quota)
 
     def publish(self, draft: Path, target: Path, reserved: int, quota_bytes: int | None = None) -> None:
         """Rename a finished file and count it as committed, both at once for all processes.
@@ -69,13 +82,14 @@ class Space:
             DiskFullError: it doesn't fit; nothing has changed.
         """
         size, quota = draft.stat().st_size, self._bound(quota_bytes)
-        with self.ledger.locked() as balance:
-            replaced = target.stat().st_size if target.exists() else 0
-            if balance.fits(size - reserved - replaced, quota):
-                os.replace(draft, target)
-                balance.promise(-reserved)
-                balance.commit(size - replaced)
-                return
+        for _ in self._tries(size - reserved, quota):
+            with self.ledger.locked() as balance:
+                replaced = target.stat().st_size if target.exists() else 0
+                if balance.fits(size - reserved - replaced, quota):
+                    os.replace(draft, target)
+                    balance.promise(-reserved)
+                    balance.commit(size - replaced)
+                    return
         raise self.full(size - reserved, quota)
 
     def full(self, needed: int, quota: int | None) -> DiskFullError:
@@ -85,12 +99,14 @@ class Space:
             limit = f"its disk has {format_bytes(disk.free)} free of {format_bytes(disk.total)}"
         else:
             limit = f"the quota is {format_bytes(quota)}"
-        return DiskFullError(
+        error = DiskFullError(
             f"{self.name}: the scratch folder {self.root} is full: "
             f"{format_bytes(self.ledger.used())} used by Headwater, {limit}, "
             f"{format_bytes(needed)} more needed. "
             "Raise the quota, set HEADWATER_SCRATCH to a folder on a larger disk, or add nodes."
         )
+        error.scratch = str(self.root)
+        return error
 
     @contextmanager
     def full_disk_explained(self) -> Iterator[None]:
@@ -101,6 +117,15 @@ class Space:
             if isinstance(error, DiskFullError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise self.full(_ACCOUNT_STEP, None) from error
+
+    def _tries(self, needed: int, quota: int | None) -> Iterator[None]:
+        """Yield for each try to get room: the first, and one after each attempt to make some."""
+        yield
+        while self.make_room is not None and quota is not None:
+            freed = self.make_room(self.ledger.used() + needed - quota)
+            yield
+            if not freed:
+                return
 
     def _bound(self, quota_bytes: int | None) -> int | None:
         return self.quota_bytes if quota_bytes is None else quota_bytes
