@@ -238,6 +238,34 @@ def lineage(run: str, partition: str, scheduler: str | None, journal: str | None
 
 
 @cli.command()
+@click.argument("run", metavar="RUN")
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="Of the cluster to go on with.  [default: the one the run was on]"
+)
+@click.option(
+    "--journal", metavar="URL", help="Where the journals are; by default where sessions write them."
+)
+@click.option("--steal", is_flag=True, help="Take the run even from a driver that seems to live.")
+@_report
+@_quiet
+@_debug
+def resume(
+    run: str, scheduler: str | None, journal: str | None, steal: bool, report_json: str | None, quiet: bool
+) -> None:
+    """Go on with a RUN whose driver died, failed or was interrupted.
+
+    What nodes still have of it isn't computed again. A run that was on a local cluster gets another local
+    cluster, on the same scratch folder.
+    """
+    from .session import session_like
+
+    session = session_like(run, journal, scheduler, progress=not quiet)
+    _state().running = True
+    with session, _reported(report_json), session.resume(run, steal=steal) as result:
+        _tell(result, report_json)
+
+
+@cli.command()
 @click.argument("address", metavar="ADDRESS")
 @click.option(
     "--workers",
@@ -259,7 +287,9 @@ def lineage(run: str, partition: str, scheduler: str | None, journal: str | None
 )
 @click.option("--quota", metavar="SIZE", help="Most bytes of the scratch folder to use, as '100 GB'.")
 @click.option("--name", metavar="NAME", help="Name on Dask's dashboard.  [default: the address]")
-@click.option("--host", metavar="HOST", help="Address to listen on.  [default: one that the scheduler reaches]")
+@click.option(
+    "--host", metavar="HOST", help="Address to listen on.  [default: one that the scheduler reaches]"
+)
 @click.option(
     "--memory-limit",
     default="auto",
@@ -298,6 +328,42 @@ def worker(address: str, workers: int, parent: int | None, **options: Any) -> in
     host = host_options(address, workers=workers, parent=parent, verbose=_state().debug, **options)
     _state().running = True
     return serve(host) if workers == 1 else supervise_workers(host, workers)
+
+
+def _fault(action: str, metavar: str, help: str) -> Any:
+    return click.option(f"--{action}", multiple=True, metavar=metavar, help=help)
+
+
+@cli.command()
+@click.argument("file", metavar="FILE[:NAME]")
+@_param
+@_fault("kill", "WHO[@WHEN]", "SIGKILL a worker, node (with its scratch), scheduler or driver.")
+@_fault("hang", "WHO[@WHEN]", "SIGSTOP a worker or node.")
+@_fault("return", "node[@WHEN]", "Kill a node that comes back with its scratch.")
+@_fault("fill", "node[@WHEN]", "Fill a node's disk.")
+@_fault("slow", "worker:10x[@WHEN]", "Slow a worker down.")
+@_fault("join", "node[@WHEN]", "Add a node.")
+@_fault("leave", "node[@WHEN]", "Ask a node to leave, by SIGTERM.")
+@click.option("--runs", type=click.IntRange(1), default=1, show_default=True, help="Runs under faults.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the first run; the next has the next.")
+@click.option("--nodes", type=click.IntRange(1, 64), default=4, show_default=True, help="Nodes of the cluster.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers of a node.")
+@click.option("--no-replace", is_flag=True, help="Put no fresh nodes in the place of dead ones.")
+@click.option("--keep", type=click.Path(file_okay=False), metavar="DIR", help="Keep logs and journals here.")
+@click.option("--json", "out", type=click.Path(dir_okay=False), metavar="OUT", help="Write all figures.")
+@_debug
+def chaos(file: str, params: tuple[str, ...], **options: Any) -> int:
+    """Break real processes while a pipeline runs, and compare the bytes with a clean run.
+
+    Runs the pipeline on a cluster of its own, on this machine: clean, then under faults. Exits with 1 if a
+    digest, a row or a byte of a file differs, or if a process or a file is left. WHEN is a share of the
+    partitions done (50%), a time (2s), or a phase that a process has reached: scan, map, shuffle-write,
+    shuffle-read, reduce, sink, between-stages. Without faults, each run draws one to three by its seed.
+    """
+    from .chaos.command import chaos_command
+
+    _state().running = True
+    return OK if chaos_command(file, _parameters(params), **options) else FAILED
 
 
 def _declare(file: str, params: Sequence[str], outputs: Sequence[str]) -> tuple[Pipeline, dict[str, Dataset]]:
@@ -345,11 +411,15 @@ def _run(
         _reported(report_json),
         session.run(datasets, name=name) as result,
     ):
-        if report_json:
-            Path(report_json).write_text(result.report.to_json() + "\n")
-        for output in datasets:
-            click.echo(f"\n{_output_text(output, result)}")
-        click.echo(f"\n{_summary(result)}")
+        _tell(result, report_json)
+
+
+def _tell(result: RunResult, report_json: str | None) -> None:
+    if report_json:
+        Path(report_json).write_text(result.report.to_json() + "\n")
+    for output in result.outputs:
+        click.echo(f"\n{_output_text(output, result)}")
+    click.echo(f"\n{_summary(result)}")
 
 
 @contextmanager
