@@ -31,12 +31,19 @@ class FoundBlock:
     bytes: int
     index: LabelledBlock
 
-    def result(self, node: str, folder: str) -> PartitionResult:
+    @property
+    def places(self) -> tuple[str, str]:
+        """Where a block of that content may lie, relative to a scratch folder: of its run, or kept."""
+        label = self.index.label
+        name = f"s{label.stage}-p{label.partition}-a{label.attempt}.arrow"
+        return f"runs/{label.run}/blocks/{name}", f"kept/{label.key}/p{label.partition}.arrow"
+
+    def result(self, node: str, path: str) -> PartitionResult:
         """Return it as what a task would have reported.
 
         Args:
             node: id of the node it lies on.
-            folder: its folder, relative to the node's scratch folder.
+            path: its own, relative to the node's scratch folder.
         """
         label, rows = self.index.label, self.index.rows
         block = Block(
@@ -44,7 +51,7 @@ class FoundBlock:
             label.partition,
             label.attempt,
             node,
-            f"{folder}/{self.name}",
+            path,
             self.index.offsets,
             rows,
             self.bytes,

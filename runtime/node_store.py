@@ -5,6 +5,7 @@
     runs/RUN/owner.json             the driver that the run belongs to
     runs/RUN/blocks/s2-p17-a0.arrow
     runs/RUN/spill/PID-...          what tasks push out of memory
+    kept/KEY/p17.arrow              blocks kept across runs (see kept.py)
 
 A file appears under its name complete or not at all.
 """
@@ -29,6 +30,7 @@ import psutil
 from ..errors import HeadwaterError
 from ..lineage.owner import Owner, this_process
 from .inventory import FolderIndex
+from .links import bytes_of, remove_name
 from .scratch_file import DRAFT_NAME, ScratchFile, Space, draft_of
 from .task import PartitionResult
 
@@ -73,7 +75,7 @@ class NodeStore:
 
     def __init__(self, root: Path | str, quota_bytes: int | None = None):
         self.root = Path(root).absolute()
-        self._runs = self.root / "runs"
+        self._runs, self.kept = self.root / "runs", self.root / "kept"
         self._runs.mkdir(mode=0o700, parents=True, exist_ok=True)
         #: the node's id, the same in every process that uses this folder
         self.node: str = _identify(self.root)
@@ -87,7 +89,7 @@ class NodeStore:
             HeadwaterError: the path leads out of the store.
         """
         full = Path(os.path.normpath(self.root / path))
-        if not full.is_relative_to(self._runs):
+        if not (full.is_relative_to(self._runs) or full.is_relative_to(self.kept)):
             raise HeadwaterError(f"{path!r} isn't a block of the scratch folder {self.root}.")
         return full
 
@@ -158,18 +160,17 @@ class NodeStore:
         index = self._indexes.setdefault(run, FolderIndex(self._runs / run / "blocks"))
         results = []
         for found in index.find():
-            label = found.index.label
-            name = f"s{label.stage}-p{label.partition}-a{label.attempt}.arrow"
+            path, label = f"runs/{run}/blocks/{found.name}", found.index.label
             wanted = keys is None or keys.get(label.stage) == label.key
-            if label.run == run and found.name == name and wanted:
-                results.append(found.result(self.node, f"runs/{run}/blocks"))
+            if path in found.places and wanted:
+                results.append(found.result(self.node, path))
         if not results and not index.folder.is_dir():
             self._indexes.pop(run, None)
         order = operator.attrgetter("block.stage", "block.partition", "block.attempt")
         return sorted(results, key=order)
 
     def delete_blocks(self, paths: Iterable[str]) -> int:
-        """Delete blocks, given by their relative paths; those that are gone already are passed over.
+        """Delete blocks, given by their relative paths; those that are gone or kept are passed over.
 
         Returns:
             The bytes set free.
@@ -177,11 +178,8 @@ class NodeStore:
         freed = 0
         with self.space.ledger.locked() as balance:
             for path in map(self.resolve, paths):
-                with suppress(FileNotFoundError):
-                    size = path.stat().st_size
-                    path.unlink()
-                    freed += size
-            balance.commit(-freed)
+                if path.is_relative_to(self._runs):
+                    freed += remove_name(path, balance)
         return freed
 
     def remove_run(self, run: str) -> int:
@@ -196,11 +194,21 @@ class NodeStore:
                 os.rename(self._runs / run, trash)
             except FileNotFoundError:
                 return 0
-            freed = _bytes_of((trash / "blocks").glob("*.arrow"))
+            freed = 0
+            for path in (trash / "blocks").glob("*.arrow"):
+                stat = path.stat()
+                if stat.st_nlink > 1:
+                    path.unlink()  # now, so that the last name's removal finds itself the last
+                else:
+                    freed += stat.st_size
             balance.commit(-freed)
         shutil.rmtree(trash, ignore_errors=True)
         self._indexes.pop(run, None)
         return freed
+
+    def has_run(self, run: str) -> bool:
+        """Whether a run has a folder here."""
+        return (self._runs / run).is_dir()
 
     def runs(self) -> list[str]:
         """Ids of the runs that have a folder here, sorted."""
@@ -222,10 +230,11 @@ class NodeStore:
         for trash in self._runs.glob(".trash-*"):
             shutil.rmtree(trash, ignore_errors=True)
         for folder in [self._runs, *(self._runs / run for run in self.runs())]:
-            self._purge_drafts(folder)
+            purge_drafts(folder)
         with self.space.ledger.locked() as balance:
             balance.forget_the_dead()
-            balance.committed = _bytes_of(path for run in self.runs() for path in self._published(run))
+            published = (path for run in self.runs() for path in self._published(run))
+            balance.committed = bytes_of([*published, *self.kept.glob("*/p*.arrow")])
         return removed
 
     def _is_orphan(self, run: str, keep_seconds: float) -> bool:
@@ -238,16 +247,6 @@ class NodeStore:
         if alive is None:
             return idle >= max(keep_seconds, FOREIGN_KEEP_SECONDS)
         return not alive and idle >= keep_seconds
-
-    def _purge_drafts(self, folder: Path) -> None:
-        for path in [*folder.glob(".*.tmp"), *folder.glob("blocks/.*.tmp")]:
-            match = DRAFT_NAME.fullmatch(path.name)
-            if match and not psutil.pid_exists(int(match[1])):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        for path in folder.glob("spill/*"):
-            pid = path.name.partition("-")[0]
-            if pid.isdigit() and not psutil.pid_exists(int(pid)):
-                shutil.rmtree(path, ignore_errors=True)
 
     def _published(self, run: str) -> Iterator[Path]:
         return (path for path in (self._runs / run / "blocks").glob("s*.arrow"))
@@ -264,6 +263,18 @@ class NodeStore:
             shutil.rmtree(draft)
             return (folder / "owner.json").read_text()
         return record
+
+
+def purge_drafts(folder: Path) -> None:
+    """Delete what dead processes were writing in a folder."""
+    for path in [*folder.glob(".*.tmp"), *folder.glob("blocks/.*.tmp")]:
+        match = DRAFT_NAME.fullmatch(path.name)
+        if match and not psutil.pid_exists(int(match[1])):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in folder.glob("spill/*"):
+        pid = path.name.partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _identify(root: Path) -> str:
@@ -285,11 +296,3 @@ def read_identity(root: Path | str) -> str:
         OSError: there is no such folder, or it can't be read from here.
     """
     return json.loads((Path(root) / "node.json").read_text())["node"]
-
-
-def _bytes_of(paths: Iterable[Path]) -> int:
-    total = 0
-    for path in paths:
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size
-    return total
