@@ -132,13 +132,12 @@ class HealthMonitor:
         address = watch.address
         try:
             with suppress(Exception):
-                # Before it is killed, so that Dask blames no task. Not told to close: it would close its nanny, too.
+                # before it is killed, so that Dask blames no task
                 await asyncio.wait_for(
                     self._client.scheduler.unregister(
                         address=address,
                         stimulus_id=f"headwater-{cause.name.lower()}-{time.time()}",
                         expected=True,
-                        close=False,
                     ),
                     _FENCE_SECONDS,
                 )
