@@ -141,6 +141,8 @@ def test_a_copy_takes_the_place_of_a_lost_block_once():
     assert fates(gone) == ["DDDD", "D", "LLHL", "--", "----"]
     assert fates(History([*copied, ["worker lost", "x", "c", True], *lost[-1:]])) == fates(history)
     # another attempt has no copies, and no node keeps one for it
+    other = ["adopted", 2, "b", [[2, 7, 30, 300, digest(2, 2)]]]
+    assert fates(History([*copied, other, ["worker lost", "tcp://b", "b", True]]))[2] == "HHLL"
     remade = [*copied, ["rerun", 2, [2]], task(2, [2], "b", 1, 1), ["worker lost", "tcp://b", "b", True]]
     assert fates(History(remade)) == ["DDDD", "D", "HHLL", "--", "----"]
 
