@@ -5,6 +5,7 @@ What it tells, as Dask events (``Client.subscribe_topic``):
     headwater-workers   {"kind": "draining", "worker": address}
     headwater-RUN       {"kind": "blocks moved", "source": node, "target": node,
                          "parts": [[stage, partition, attempt], ...]}
+    headwater-workers   {"kind": "kept moved", "source": node, "target": node, "paths": ["kept/KEY/p0.arrow", ...]}
     headwater-workers   {"kind": "left", "worker": address}
 """
 
@@ -14,7 +15,7 @@ import asyncio
 import fcntl
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,8 @@ from typing import Any
 from distributed import Worker
 from distributed.core import send_recv
 
-from .node_store import NodeStore, StoredBlock
+from .node_store import NodeStore
+from .parcels import Parcel, batches, collect, owner_record, pins, share_out, users
 
 WORKERS_TOPIC = "headwater-workers"
 #: seconds for a worker that Dask retires: its process may be killed soon
@@ -31,9 +33,6 @@ RETIRE_SECONDS = 20.0
 _CONNECT_SECONDS = 2.0
 _ANSWER_SECONDS = 3.0
 _COPY_SECONDS = 120.0
-#: a target is asked for at most this much at once, so that each success is told soon
-_BATCH_BYTES = 256 << 20
-_BATCH_FILES = 64
 _LOCK_POLL_SECONDS = 0.05
 
 
@@ -77,40 +76,6 @@ def room_bytes(store: NodeStore) -> int:
     return free if quota is None else max(0, min(free, quota - store.space.used_bytes()))
 
 
-def share_out(
-    blocks: Iterable[StoredBlock], room: Mapping[str, int]
-) -> tuple[dict[str, list[StoredBlock]], list[StoredBlock]]:
-    """Decide which node gets which block: large ones first, each to the node that has got least so far.
-
-    Args:
-        blocks: to be shared out.
-        room: node id to the bytes it can take.
-
-    Returns:
-        Node id to its blocks; and those that fit nowhere.
-
-    Example:
-        >>> blocks = [StoredBlock(0, p, 0, f"b{p}", size) for p, size in enumerate((5, 3, 2, 9))]
-        >>> shares, rest = share_out(blocks, {"n1": 6, "n2": 8})
-        >>> {node: [block.path for block in share] for node, share in shares.items()}
-        {'n1': ['b0'], 'n2': ['b1', 'b2']}
-        >>> [block.path for block in rest]
-        ['b3']
-    """
-    given = dict.fromkeys(sorted(room), 0)
-    shares: dict[str, list[StoredBlock]] = {node: [] for node in given}
-    rest = []
-    for block in sorted(blocks, key=lambda block: (-block.bytes, block.path)):
-        fitting = [node for node in given if given[node] + block.bytes <= room[node]]
-        if not fitting:
-            rest.append(block)
-            continue
-        node = min(fitting, key=lambda node: (given[node], node))
-        given[node] += block.bytes
-        shares[node].append(block)
-    return shares, rest
-
-
 async def announce(worker: Worker, kind: str) -> None:
     """Tell all drivers that a worker is ``draining``, or has ``left``; silent if the scheduler is gone."""
     await _log(worker, WORKERS_TOPIC, {"kind": kind, "worker": worker.address})
@@ -138,7 +103,7 @@ async def one_at_a_time(store: NodeStore) -> AsyncIterator[None]:
 async def hand_over(worker: Worker, store: NodeStore) -> Handover:
     """Give the blocks of a worker's node to other nodes, unless other workers of the node live.
 
-    Each batch that arrived is told at once on the topic of its run. The files stay here, too.
+    What arrived is told at once. The files stay here, too.
 
     Args:
         worker: that leaves; it must still answer fetches.
@@ -154,33 +119,38 @@ async def hand_over(worker: Worker, store: NodeStore) -> Handover:
     if any(other.node == store.node for other in others):
         return Handover(last=False)
     result = Handover()
-    waiting = await asyncio.to_thread(lambda: [b for run in store.runs() for b in store.blocks(run)])
-    addresses: dict[str, list[str]] = {}
-    room: dict[str, int] = {}
-    for other in others:
-        if not other.draining:
-            addresses.setdefault(other.node, []).append(other.address)
-            room[other.node] = other.room_bytes
-    while waiting and room:
-        shares, rest = share_out(waiting, room)
-        gifts = [
-            _Gift(worker, store, node, addresses[node], share, result)
-            for node, share in shares.items()
-            if share
-        ]
-        if not gifts:
-            break
-        await asyncio.gather(*(gift.give() for gift in gifts))
-        waiting = [*rest, *(block for gift in gifts for block in gift.refused)]
-        for gift in gifts:
-            if gift.refused:  # the others get what it couldn't take
-                del room[gift.node]
-            else:
-                room[gift.node] -= sum(block.bytes for block in gift.blocks)
-        if not any(gift.refused for gift in gifts):
-            break  # the rest fits nowhere
-    result.left_behind = [block.path for block in waiting]
+    targets = _Targets([other for other in others if not other.draining])
+    for group in await asyncio.to_thread(collect, store):
+        waiting = group
+        while waiting:
+            shares, rest = share_out(waiting, targets.room)
+            gifts = [
+                _Gift(worker, store, node, targets.addresses[node], share, result)
+                for node, share in shares.items()
+            ]
+            await asyncio.gather(*(gift.give() for gift in gifts))
+            for gift in gifts:
+                targets.gave(gift.node, gift.parcels, refused=bool(gift.refused))
+            waiting = [parcel for gift in gifts for parcel in gift.refused]  # the other nodes may take it
+            result.left_behind += [parcel.path for parcel in rest]
     return result
+
+
+class _Targets:
+    """The nodes that can take something."""
+
+    def __init__(self, workers: Sequence[Neighbour]):
+        self.addresses: dict[str, list[str]] = {}
+        self.room: dict[str, int] = {}
+        for worker in workers:
+            self.addresses.setdefault(worker.node, []).append(worker.address)
+            self.room[worker.node] = worker.room_bytes
+
+    def gave(self, node: str, parcels: Sequence[Parcel], refused: bool) -> None:
+        """Count what a node was given; one that refused something gets no more."""
+        self.room[node] -= sum(parcel.bytes for parcel in parcels)
+        if refused:
+            del self.room[node]
 
 
 async def leave(worker: Worker, store: NodeStore, seconds: float = RETIRE_SECONDS) -> None:
@@ -225,54 +195,64 @@ class _Gift:
     store: NodeStore
     node: str
     addresses: list[str]
-    blocks: Sequence[StoredBlock]
+    parcels: Sequence[Parcel]
     result: Handover
-    refused: list[StoredBlock] = field(default_factory=list)
+    refused: list[Parcel] = field(default_factory=list)
 
     async def give(self) -> None:
-        for number, batch in enumerate(_batches(self.blocks)):
-            arrived = await self._offer(batch, number)
-            taken = [block for block in batch if block.path in arrived]
-            self.refused += [block for block in batch if block.path not in arrived]
-            self.result.moved += len(taken)
-            self.result.moved_bytes += sum(block.bytes for block in taken)
-            await self._tell(taken)
-
-    async def _offer(self, batch: Sequence[StoredBlock], number: int) -> set[str]:
-        """Offer a batch to the node's workers in turn; returns the paths that it has now."""
-        for turn in range(len(self.addresses)):
-            address = self.addresses[(number + turn) % len(self.addresses)]
-            with suppress(OSError, TimeoutError):
-                return await _replicate(self.worker, address, self.store.node, batch)
-        return set()
-
-    async def _tell(self, blocks: Sequence[StoredBlock]) -> None:
-        runs: dict[str, list[list[int]]] = {}
-        for block in blocks:
-            runs.setdefault(block.path.split("/")[1], []).append(
-                [block.stage, block.partition, block.attempt]
+        await self._pin({parcel.key for parcel in self.parcels if parcel.key and not parcel.run})
+        for batch in batches(self.parcels):
+            reply = await self._ask(
+                "replicate",
+                files=[(parcel.path, parcel.bytes) for parcel in batch],
+                source=self.worker.address,
+                owner=owner_record(self.store, batch[0].run) if batch[0].run else None,
             )
-        for run, parts in runs.items():
-            message = {
-                "kind": "blocks moved",
-                "source": self.store.node,
-                "target": self.node,
-                "parts": parts,
-            }
-            await _log(self.worker, f"headwater-{run}", message)
+            arrived = set(reply["paths"]) if reply else set()
+            taken = [parcel for parcel in batch if parcel.path in arrived]
+            self.refused += [parcel for parcel in batch if parcel.path not in arrived]
+            self.result.moved += len(taken)
+            self.result.moved_bytes += sum(parcel.bytes for parcel in taken)
+            await self._tell(taken)
+            await self._keep([parcel for parcel in taken if parcel.key])
 
+    async def _keep(self, parcels: Sequence[Parcel]) -> None:
+        """Have what arrived kept for whoever wants it kept here."""
+        keys = {parcel.key for parcel in parcels}
+        if of_runs := [parcel for parcel in parcels if parcel.run]:
+            await self._ask("keep", paths=[parcel.path for parcel in of_runs])
+            await self._pin({parcel.key for parcel in of_runs})
+        for run in sorted({run for key in keys for run in users(self.store, key)}):
+            read = [key for key in sorted(keys) if run in users(self.store, key)]
+            await self._ask("use", run=run, keys=read, owner=owner_record(self.store, run))
 
-async def _replicate(worker: Worker, target: str, node: str, blocks: Sequence[StoredBlock]) -> set[str]:
-    """Have a worker copy blocks of this node to its own; returns the paths of those it has now."""
-    reply = await _call(
-        worker,
-        target,
-        "headwater_replicate",
-        _COPY_SECONDS,
-        source=worker.address,
-        files=[(block.path, block.bytes) for block in blocks],
-    )
-    return set(reply["paths"])
+    async def _pin(self, keys: set[str]) -> None:
+        """Pin what is pinned here; before it comes, so that it isn't given up at once."""
+        for key in sorted(keys):
+            for owner in pins(self.store, key):
+                await self._ask("pin", keys=[key], owner=owner)
+
+    async def _ask(self, operation: str, **request: Any) -> Any:
+        """Ask the node's workers in turn; None if no one does it."""
+        for address in list(self.addresses):
+            try:
+                return await _call(self.worker, address, f"headwater_{operation}", _COPY_SECONDS, **request)
+            except Exception:  # dead, hung, or of another version
+                self.addresses.remove(address)
+        return None
+
+    async def _tell(self, parcels: Sequence[Parcel]) -> None:
+        """Tell the driver of the run; kept blocks are told to all drivers."""
+        message: dict[str, Any] = {"source": self.store.node, "target": self.node}
+        if parts := [parcel.part for parcel in parcels if parcel.part]:
+            await _log(
+                self.worker,
+                f"headwater-{parcels[0].run}",
+                {"kind": "blocks moved", **message, "parts": parts},
+            )
+        elif parcels:
+            paths = [parcel.path for parcel in parcels]
+            await _log(self.worker, WORKERS_TOPIC, {"kind": "kept moved", **message, "paths": paths})
 
 
 async def _who(worker: Worker, address: str) -> Neighbour | None:
@@ -299,16 +279,3 @@ async def _log(worker: Worker, topic: str, message: dict[str, Any]) -> None:
     """Log an event by a call, as the stream of a worker that is retired has ended already."""
     with suppress(OSError, TimeoutError):
         await asyncio.wait_for(worker.scheduler.log_event(topic=topic, msg=message), _ANSWER_SECONDS)
-
-
-def _batches(blocks: Sequence[StoredBlock]) -> Iterator[list[StoredBlock]]:
-    batch: list[StoredBlock] = []
-    size = 0
-    for block in blocks:
-        if batch and (size + block.bytes > _BATCH_BYTES or len(batch) == _BATCH_FILES):
-            yield batch
-            batch, size = [], 0
-        batch.append(block)
-        size += block.bytes
-    if batch:
-        yield batch
