@@ -262,7 +262,7 @@ def resume(
     session = session_like(run, journal, scheduler, progress=not quiet)
     _state().running = True
     with session, _reported(report_json), session.resume(run, steal=steal) as result:
-        _tell(result, report_json)
+        _show(result, report_json)
 
 
 @cli.command()
@@ -411,10 +411,10 @@ def _run(
         _reported(report_json),
         session.run(datasets, name=name) as result,
     ):
-        _tell(result, report_json)
+        _show(result, report_json)
 
 
-def _tell(result: RunResult, report_json: str | None) -> None:
+def _show(result: RunResult, report_json: str | None) -> None:
     if report_json:
         Path(report_json).write_text(result.report.to_json() + "\n")
     for output in result.outputs:

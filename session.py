@@ -6,6 +6,7 @@ A session knows nodes and plans, never the handle: what it is given is either a 
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextvars import ContextVar
@@ -18,7 +19,7 @@ import pyarrow as pa
 from .arguments import whole
 from .errors import ClusterError, HeadwaterError, ParameterError, TypeMismatchError, did_you_mean
 from .lineage.history import History
-from .lineage.journal import Journal, list_runs, new_run_id
+from .lineage.journal import Journal, list_runs, new_run_id, read
 from .lineage.lease import acquire
 from .ops.node import Node
 from .ops.write import WRITTEN
@@ -413,6 +414,30 @@ def _finish(driver: Driver) -> RunResult:
     except HeadwaterError as error:
         error.report = driver.report()
         raise
+
+
+def session_like(
+    run: str, journal: str | None = None, address: str | None = None, progress: bool | None = None
+) -> Session:
+    """Make a session to resume a run with: on the cluster it was on, or a local one like it was.
+
+    Args:
+        run: its id.
+        journal: folder or URL of journals; None is the default one.
+        address: of another Dask scheduler to go on with.
+        progress: as for `Session`.
+
+    Raises:
+        SourceNotFoundError: there is no such run.
+    """
+    header = next(iter(read(run, journal)))[1]
+    cluster = header.get("cluster", "local")
+    if address or cluster != "local":
+        return Session(address or cluster, journal=journal, progress=progress)
+    local = {name: value for name, value in header.get("local", {}).items() if value is not None}
+    if not os.path.isdir(local.get("scratch", "")):
+        local.pop("scratch", None)
+    return Session(journal=journal, progress=progress, **local)
 
 
 def past_state(run: str, root: str | None) -> str:

@@ -315,7 +315,8 @@ def _entry(fs: fsspec.AbstractFileSystem, folder: str) -> RunEntry | None:
     if first is None or first[0] != "started":
         return None
     header, last = first[1], _last(fs, folder, segments)
-    state, end = STATES.get(last[0]), last[1] if isinstance(last[-1], dict) else {}
+    state = STATES.get(last[0])
+    end = last[1] if state else {}
     seconds = end["time"] - header["time"] if state else None
     if state is None:
         driver = holder(fs, folder, names)

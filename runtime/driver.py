@@ -321,7 +321,7 @@ class Driver:
             raise instruction.error
 
     def _write(self, records: Sequence[list[object]]) -> None:
-        if self._journal is not None:
+        if self._journal is not None and self._state is None:  # what is read after the end isn't resumed
             self._journal.append(records)
 
     def _observe(self, last: bool = False) -> None:
