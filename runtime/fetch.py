@@ -3,7 +3,7 @@
 A task's remote segments are fetched together: one conversation a node, all nodes at once within
 bounds, in messages of bounded size. They land in one region, of memory or, if they are many, of a
 file; the tables made of them point into it. Streams come in the order they are asked for, whatever
-arrives first.
+arrives first. What is lost on the way can be fetched from new places, in another round; what has arrived stays.
 """
 
 from __future__ import annotations
@@ -11,41 +11,32 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-from distributed.comm import CommClosedError
-from distributed.core import ConnectionPool, send_recv
+from distributed.core import ConnectionPool
 
 from .blocks import map_range, read_segment
 from .node_store import NodeStore
-from .region import Frames, Region, RegionOptions
+from .peers import FetchOptions, Peers
+from .region import Region, RegionOptions
 from .scratch_file import Space
-from .task import CancelledTask, FetchFailedError, Segment
+from .task import CancelledTask, Segment
+from .transfer import Transfer, fetch_failed
 
-_POLL_SECONDS = 0.1
-#: bytes of a message that even a task with little memory asks for
-_LEAST_MESSAGE = 1 << 20
+#: takes segments that are lost; waits until the driver has told where they are now. Gives the new segments, and
+#: the addresses of living workers of their nodes
+Relocate = Callable[[Sequence[Segment]], tuple[Mapping[Segment, Segment], Mapping[str, Sequence[str]]]]
 
+#: how often one place is tried before it is given up, and how long to wait before it is tried again
+_MOST_TRIES = 4
+_AGAIN_SECONDS = 0.2
 
-@dataclass(frozen=True)
-class FetchOptions:
-    """How patient and how greedy a fetch is.
-
-    Attributes:
-        connect_seconds: to reach a worker.
-        reply_seconds: to get one message of a worker that was reached.
-        message_bytes: most bytes of rows in a message; less if the task's memory is small.
-        nodes_at_once: with how many nodes to talk at the same time.
-    """
-
-    connect_seconds: float = 2.0
-    reply_seconds: float = 30.0
-    message_bytes: int = 16 << 20
-    nodes_at_once: int = 4
+_NOTHING = pa.py_buffer(b"")
 
 
 class Fetcher:
@@ -67,8 +58,17 @@ class Fetcher:
         space: Space | None = None,
         options: FetchOptions | None = None,
     ):
-        self.roots, self.rpc, self.loop, self.space = roots, rpc, loop, space
-        self.options = options or FetchOptions()
+        self.roots, self.space, self.options = roots, space, options or FetchOptions()
+        self._peers: Peers | None = None
+        if rpc is not None:
+            assert loop is not None
+            self.attach(rpc, loop)
+        self._transfers: weakref.WeakSet[Transfer] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def attach(self, rpc: ConnectionPool, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on, reach other nodes by this connection pool; what is under way keeps its own."""
+        self._peers = Peers(rpc, loop, self.options)
 
     @classmethod
     def local(cls, store: NodeStore) -> Fetcher:
@@ -83,6 +83,7 @@ class Fetcher:
         spill_folder: Path | None = None,
         cancelled: threading.Event | None = None,
         quota_bytes: int | None = None,
+        relocate: Relocate | None = None,
     ) -> Inputs:
         """Begin to fetch segments. Call from a thread that isn't the event loop's.
 
@@ -93,24 +94,61 @@ class Fetcher:
             spill_folder: where that file lies; None is the system's temporary folder.
             cancelled: stops waiting when it is set.
             quota_bytes: of the scratch folder; None is the store's own.
+            relocate: called by the reading thread, when it comes to a lost segment, with all that are known to be
+                lost, that one first. It waits, and gives where they are now; those it leaves out are asked for
+                again. None: a loss is an error.
 
         Returns:
             The inputs, to be used in a ``with``.
 
         Raises:
-            FetchFailedError: a block of this node is gone.
+            FetchFailedError: a block of this node is gone, or a node has no workers, and there is no ``relocate``.
             DiskFullError: the file doesn't fit.
         """
         region = RegionOptions(memory_bytes, spill_folder, self.space, quota_bytes)
-        return Inputs(self, segments, nodes, region, cancelled or threading.Event())
+        return Inputs(self, segments, nodes, region, cancelled or threading.Event(), relocate)
+
+    def abandon(self, nodes: Mapping[str, Sequence[str]] | Sequence[str]) -> None:
+        """Wait for these nodes no longer. Call in the event loop.
+
+        Args:
+            nodes: ids of dead nodes; as a mapping, with the addresses of the workers they had.
+        """
+        if self._peers is None:
+            return
+        with self._lock:
+            transfers = list(self._transfers)
+        for node in nodes:
+            known = list(nodes[node]) if isinstance(nodes, Mapping) else []
+            asked = [address for transfer in transfers for address in transfer.abandon(node)]
+            self._peers.bury([*known, *asked])
+
+    def transfer(
+        self, segments: Sequence[Segment], nodes: Mapping[str, tuple[str, ...]], region: Region, go_on: bool
+    ) -> Transfer:
+        """Begin a round."""
+        assert self._peers is not None
+        transfer = Transfer(self._peers, region, segments, nodes, go_on)
+        with self._lock:
+            self._transfers.add(transfer)  # before it starts, so that no death is missed
+        transfer.start()
+        return transfer
+
+    def reaches(self, node: str, nodes: Mapping[str, tuple[str, ...]]) -> bool:
+        """Whether there is somebody to ask for a node's blocks."""
+        return self._peers is not None and bool(nodes.get(node))
+
+    def revive(self, nodes: Mapping[str, Sequence[str]]) -> None:
+        """The driver has just named these nodes' living workers."""
+        if self._peers is not None:
+            living = [address for addresses in nodes.values() for address in addresses]
+            self._peers.loop.call_soon_threadsafe(self._peers.revive, living)
 
 
 class Inputs:
-    """Segments on their way in.
+    """Segments on their way in. Used by one thread.
 
-    Attributes:
-        local_bytes, remote_bytes: bytes of the distinct segments that are here, or came from elsewhere.
-        spilled_bytes: the part of the remote ones that was put on disk.
+    A segment is asked for by the place it had when the inputs were opened, wherever it is now.
     """
 
     def __init__(
@@ -120,24 +158,19 @@ class Inputs:
         nodes: Mapping[str, tuple[str, ...]],
         region: RegionOptions,
         cancelled: threading.Event,
+        relocate: Relocate | None = None,
     ):
-        self._fetcher, self._cancelled = fetcher, cancelled
-        distinct = [segment for segment in dict.fromkeys(segments) if segment.length]
-        local = [segment for segment in distinct if segment.node in fetcher.roots]
-        remote = [segment for segment in distinct if segment.node not in fetcher.roots]
-        self.local_bytes = sum(segment.length for segment in local)
-        self.remote_bytes = sum(segment.length for segment in remote)
-        lost = list(self._not_here(local))
-        unreachable = {s.node for s in remote if fetcher.rpc is None or not nodes.get(s.node)}
-        lost += [segment for segment in remote if segment.node in unreachable]
-        if lost:
-            raise _fetch_failed(lost, unreachable)
-        self._transfer = None
-        self._region = None
-        if remote:
-            self._region = Region(remote, region)
-            self._transfer = _Transfer(fetcher, self._region, remote, nodes)
-        self.spilled_bytes = self._region.file_bytes if self._region else 0
+        self._fetcher, self._nodes, self._region = fetcher, dict(nodes), region
+        self._cancelled, self._relocate = cancelled, relocate
+        #: what is asked for, to where it is as far as is known
+        self._places = {segment: segment for segment in segments if segment.length}
+        self._transfers: list[Transfer] = []
+        #: by place: the round that brings it
+        self._rounds: dict[Segment, Transfer] = {}
+        #: places, of this node or of nodes without workers, that don't exist
+        self._lost: set[Segment] = set()
+        self._tries: Counter[Segment] = Counter()
+        self._fetch(self._places)
 
     def __enter__(self) -> Inputs:
         return self
@@ -145,12 +178,25 @@ class Inputs:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    @property
+    def local_bytes(self) -> int:
+        """Bytes of the distinct segments that are on this node, or are now."""
+        return sum(place.length for place in self._places.values() if self._is_local(place))
+
+    @property
+    def remote_bytes(self) -> int:
+        """Bytes of the distinct segments that come from other nodes."""
+        return sum(place.length for place in self._places.values() if not self._is_local(place))
+
+    @property
+    def spilled_bytes(self) -> int:
+        """Remote bytes, of all rounds so far, that were put on disk."""
+        return sum(transfer.spilled_bytes for transfer in self._transfers)
+
     def close(self) -> None:
         """Stop what is under way. Tables that were read stay valid."""
-        if self._transfer:
-            self._transfer.stop()
-        if self._region:
-            self._region.release()
+        for transfer in self._transfers:
+            transfer.close()
 
     def tables(self, segments: Sequence[Segment], schema: pa.Schema) -> Iterator[pa.Table]:
         """Yield the rows of segments, in the order given, a table for each record batch.
@@ -170,18 +216,80 @@ class Inputs:
                 EOFError,
                 OSError,
             ) as error:  # as a power failure leaves it
-                raise _fetch_failed([segment]) from error
+                raise fetch_failed([self._places[segment]]) from error
 
     def _buffer(self, segment: Segment) -> pa.Buffer:
-        if segment.node not in self._fetcher.roots:
-            assert self._transfer is not None
-            assert self._region is not None
-            self._transfer.wait(segment, self._cancelled)
-            return self._region.buffer(segment)
+        """Wait for a segment, through as many rounds as it takes."""
+        self._places.setdefault(segment, segment)
+        while True:
+            place = self._places[segment]
+            buffer = self._bring(place)
+            if buffer is not None:
+                return buffer
+            self._ask_again(place)
+
+    def _bring(self, place: Segment) -> pa.Buffer | None:
+        """Get the bytes of a place; None if they are lost, and there is somebody to ask about it."""
+        if not place.length:
+            return _NOTHING
+        if place in self._lost:
+            return None
+        if not self._is_local(place):
+            return self._rounds[place].wait(place, self._cancelled)
         try:
-            return map_range(self._path(segment), segment.offset, segment.length)
+            return map_range(self._path(place), place.offset, place.length)
         except (OSError, EOFError) as error:
-            raise _fetch_failed([segment]) from error
+            if self._relocate is None:
+                raise fetch_failed([place]) from error
+            self._lost.add(place)
+            return None
+
+    def _ask_again(self, needed: Segment) -> None:
+        """Learn where lost segments are now, and fetch them from there."""
+        assert self._relocate is not None
+        lost = [needed, *(p for p in self._places.values() if p != needed and self._is_lost(p))]
+        told, nodes = self._relocate(lost)
+        if self._cancelled.is_set():
+            raise CancelledTask("cancelled while fetching")
+        self._nodes.update({node: tuple(addresses) for node, addresses in nodes.items()})
+        self._fetcher.revive(nodes)
+        moved = {old: told[old] for old in lost if old in told}
+        self._tries.update(moved.values())
+        tries = max((self._tries[place] for place in moved.values()), default=2)
+        if tries > _MOST_TRIES:
+            raise fetch_failed(moved.values())
+        if tries > 1:
+            self._cancelled.wait(_AGAIN_SECONDS * (tries - 1))
+        self._lost.difference_update(moved)
+        for segment, place in self._places.items():
+            self._places[segment] = moved.get(place, place)
+        self._fetch(dict.fromkeys(moved.values()))
+
+    def _fetch(self, places: Iterable[Segment]) -> None:
+        """Begin a round for the remote ones of these, and look for the local ones."""
+        wanted = [place for place in places if place.length]
+        remote = [place for place in wanted if not self._is_local(place)]
+        lost = list(self._not_here([place for place in wanted if self._is_local(place)]))
+        unreachable = {p.node for p in remote if not self._fetcher.reaches(p.node, self._nodes)}
+        lost += [place for place in remote if place.node in unreachable]
+        if lost and self._relocate is None:
+            raise fetch_failed(lost, unreachable)
+        self._lost.update(lost)
+        remote = [place for place in remote if place.node not in unreachable]
+        if remote:
+            held = sum(transfer.held_bytes for transfer in self._transfers)
+            room = max(0, self._region.memory_bytes - held)
+            region = Region(remote, replace(self._region, memory_bytes=room))
+            transfer = self._fetcher.transfer(remote, self._nodes, region, self._relocate is not None)
+            self._transfers.append(transfer)
+            self._rounds.update((place, transfer) for place in remote)
+
+    def _is_lost(self, place: Segment) -> bool:
+        transfer = self._rounds.get(place)
+        return place in self._lost or (transfer is not None and transfer.has_lost(place))
+
+    def _is_local(self, place: Segment) -> bool:
+        return place.node in self._fetcher.roots
 
     def _not_here(self, local: Sequence[Segment]) -> Iterator[Segment]:
         sizes: dict[str, int] = {}
@@ -197,173 +305,3 @@ class Inputs:
 
     def _path(self, segment: Segment) -> str:
         return f"{self._fetcher.roots[segment.node]}/{segment.path}"
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A part of a segment that fits into a message; ``at`` counts from the segment's start."""
-
-    segment: Segment
-    at: int
-    length: int
-
-    @property
-    def range(self) -> tuple[str, int, int]:
-        return self.segment.path, self.segment.offset + self.at, self.length
-
-
-class _Transfer:
-    """The conversations with all nodes that one task fetches from; runs in the event loop."""
-
-    def __init__(
-        self,
-        fetcher: Fetcher,
-        region: Region,
-        segments: Sequence[Segment],
-        nodes: Mapping[str, tuple[str, ...]],
-    ):
-        assert fetcher.rpc is not None
-        assert fetcher.loop is not None
-        self._rpc, self._options, self._region = fetcher.rpc, fetcher.options, region
-        share = region.memory_bytes // (2 * self._options.nodes_at_once)
-        self._message_bytes = min(self._options.message_bytes, max(_LEAST_MESSAGE, share))
-        self._arrived = threading.Condition()
-        self._missing = {segment: segment.length for segment in segments}
-        self._ended = False
-        self._lost: dict[Segment, None] = {}
-        self._unreachable: set[str] = set()
-        #: why workers didn't answer; and what else went wrong, which nothing should
-        self._causes: list[BaseException] = []
-        self._broken: BaseException | None = None
-        by_node: dict[str, list[Segment]] = {}
-        for segment in segments:
-            by_node.setdefault(segment.node, []).append(segment)
-        self._future = asyncio.run_coroutine_threadsafe(self._run(by_node, nodes), fetcher.loop)
-
-    def wait(self, segment: Segment, cancelled: threading.Event) -> None:
-        """Return when a segment is in its place, or raise why it will not be."""
-        with self._arrived:
-            while self._missing[segment]:
-                if cancelled.is_set():
-                    raise CancelledTask("cancelled while fetching")
-                if self._ended:
-                    self._raise()
-                self._arrived.wait(_POLL_SECONDS)
-
-    def stop(self) -> None:
-        self._future.cancel()
-
-    def _raise(self) -> None:
-        if self._lost:
-            cause = self._causes[-1] if self._causes else None
-            raise _fetch_failed(self._lost, self._unreachable) from cause
-        if self._broken is not None:
-            raise self._broken
-        raise CancelledTask("the fetch was stopped")
-
-    async def _run(self, by_node: dict[str, list[Segment]], nodes: Mapping[str, tuple[str, ...]]) -> None:
-        slots = asyncio.Semaphore(self._options.nodes_at_once)
-
-        async def converse(node: str, segments: list[Segment]) -> None:
-            async with slots:
-                await self._converse(node, segments, list(nodes[node]))
-
-        try:
-            await asyncio.gather(*(converse(node, segments) for node, segments in by_node.items()))
-        except Exception as error:
-            self._broken = error
-        finally:
-            with self._arrived:
-                self._ended = True
-                self._arrived.notify_all()
-
-    async def _converse(self, node: str, segments: list[Segment], addresses: list[str]) -> None:
-        """Fetch all of one node's segments; with the first message, ask whether all files are there.
-
-        After a loss anywhere only that question is asked, so that the error is complete and soon.
-        """
-        loop, landing = asyncio.get_running_loop(), None  # one message is put in place while the next comes
-        messages = list(_messages(segments, self._message_bytes))
-        check = sorted({segment.path for segment in segments})
-        for number, pieces in enumerate(messages):
-            if self._lost and number:
-                return
-            wanted = [] if self._lost else [piece.range for piece in pieces]
-            reply = await self._ask(addresses, ranges=wanted, check=[] if number else check)
-            if reply is None:
-                self._lose(segments)
-                self._unreachable.add(node)
-                return
-            if gone := set(reply["missing"]):
-                self._lose(segment for segment in segments if segment.path in gone)
-                return
-            if landing is not None:
-                await landing
-            if wanted:
-                landing = loop.run_in_executor(None, self._land, pieces, reply["frames"])
-        if landing is not None:
-            await landing
-
-    async def _ask(self, addresses: list[str], **request: Any) -> dict[str, Any] | None:
-        """Ask the node's workers in turn, forgetting those that fail; None if no one answers."""
-        while addresses:
-            for _ in range(2):
-                try:
-                    return await self._call(addresses[0], **request)
-                except CommClosedError as error:  # an old connection may be dead though the worker lives
-                    self._causes.append(error)
-                except Exception as error:
-                    self._causes.append(error)
-                    break
-            addresses.pop(0)
-        return None
-
-    async def _call(self, address: str, **request: Any) -> dict[str, Any]:
-        connect = self._rpc.connect(address, timeout=self._options.connect_seconds)
-        comm = await asyncio.wait_for(connect, self._options.connect_seconds * 2)
-        try:
-            call = send_recv(comm, op="headwater_fetch", **request)
-            return await asyncio.wait_for(call, self._options.reply_seconds)
-        except BaseException:
-            comm.abort()
-            raise
-        finally:
-            self._rpc.reuse(address, comm)
-
-    def _land(self, pieces: list[_Piece], frames: Sequence[Any]) -> None:
-        """Copy a reply, which is the asked ranges one after the other, to where the rows belong."""
-        reply = Frames(frames)
-        for piece in pieces:
-            at = piece.at
-            for data in reply.take(piece.length):
-                self._region.write(piece.segment, at, data)
-                at += len(data)
-        with self._arrived:
-            for piece in pieces:
-                self._missing[piece.segment] -= piece.length
-            self._arrived.notify_all()
-
-    def _lose(self, segments: Iterable[Segment]) -> None:
-        self._lost.update((segment, None) for segment in segments if self._missing[segment])
-
-
-def _messages(segments: Sequence[Segment], message_bytes: int) -> Iterator[list[_Piece]]:
-    """Divide segments into messages of at most so many bytes, in order."""
-    pieces: list[_Piece] = []
-    room = message_bytes
-    for segment in segments:
-        at = 0
-        while at < segment.length:
-            length = min(room, segment.length - at)
-            pieces.append(_Piece(segment, at, length))
-            at, room = at + length, room - length
-            if not room:
-                yield pieces
-                pieces, room = [], message_bytes
-    if pieces:
-        yield pieces
-
-
-def _fetch_failed(segments: Iterable[Segment], nodes: Iterable[str] = ()) -> FetchFailedError:
-    lost = sorted({(segment.stage, segment.partition, segment.attempt) for segment in segments})
-    return FetchFailedError(tuple(lost), tuple(sorted(nodes)))

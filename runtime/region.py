@@ -49,6 +49,11 @@ class Region:
     def buffer(self, segment: Segment) -> pa.Buffer:
         return self._buffer.slice(self._start[segment], segment.length)
 
+    @property
+    def held_bytes(self) -> int:
+        """Its size, if it lies in memory."""
+        return 0 if self.file_bytes else len(self._bytes)
+
     def release(self) -> None:
         """Give the file's bytes back to the ledger; its pages go when the last table does."""
         if self._space is not None and self.file_bytes:

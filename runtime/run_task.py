@@ -6,7 +6,9 @@ import errno
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,13 +19,15 @@ from ..ops.kernel import Broadcast, Context, Stream
 from ..ops.partitioner import KeySample, KeySampler
 from ..ops.sink import StagedFile
 from ..ops.source import Split, read_exactly
-from ..planner.plan import BroadcastLeaf, Leaf, Operator, ScanLeaf, ShuffleLeaf, Step, UnionStep
+from ..planner.plan import BroadcastLeaf, Leaf, Operator, ScanLeaf, ShuffleLeaf, Step, UnionStep, all_leaves
 from .block_index import BlockLabel
-from .broadcast import BroadcastCache
+from .broadcast import BroadcastCache, SharedBroadcast
 from .exchange import write_block
-from .fetch import Fetcher, Inputs
+from .fault_points import reach, reaching
+from .fetch import Fetcher, Inputs, Relocate
 from .node_store import NodeStore
 from .recut import recut
+from .relocation import Mailbox
 from .task import (
     Block,
     CancelledTask,
@@ -35,6 +39,7 @@ from .task import (
     Task,
     TaskResult,
 )
+from .task_progress import TaskProgress
 
 
 def run_task(
@@ -45,6 +50,8 @@ def run_task(
     worker_name: str,
     cancelled: threading.Event | None = None,
     broadcasts: BroadcastCache | None = None,
+    mailbox: Mailbox | None = None,
+    progress: TaskProgress | None = None,
 ) -> TaskResult:
     """Run one attempt at a task.
 
@@ -56,18 +63,20 @@ def run_task(
         worker_name: for the result.
         cancelled: looked at for each table; once set, the task stops.
         broadcasts: shared with the other tasks of the process.
+        mailbox: where the driver tells new places of inputs that are lost; None makes a loss an error.
+        progress: told how far the task is.
 
     Returns:
         The blocks or staged files, and what it took.
 
     Raises:
-        FetchFailedError: an input is lost.
-        CancelledTask: the flag was set.
+        FetchFailedError: an input is lost, and there is no mailbox, or nothing comes.
+        CancelledTask: the flag was set. If it was before the start, the store wasn't touched.
         DiskFullError: the scratch folder is full.
         HeadwaterError: what a kernel, source or sink raised on purpose. Other exceptions come with a
             note that tells the stage and partition.
     """
-    attempt = _Attempt(task, program, store, fetcher, cancelled, broadcasts)
+    attempt = _Attempt(task, program, store, fetcher, cancelled, broadcasts, mailbox, progress)
     started = time.perf_counter()
     partitions = attempt.run()
     metrics = Metrics(seconds=time.perf_counter() - started, **attempt.counts)
@@ -83,10 +92,14 @@ class _Attempt:
         fetcher: Fetcher,
         cancelled: threading.Event | None,
         broadcasts: BroadcastCache | None,
+        mailbox: Mailbox | None,
+        progress: TaskProgress | None,
     ):
         self.task, self.program, self.store, self.fetcher = task, program, store, fetcher
         self.cancelled = cancelled or threading.Event()
         self.broadcasts = broadcasts or BroadcastCache()
+        self.mailbox = mailbox
+        self.progress = progress or TaskProgress(len(task.partitions))
         self.counts: Counter[str] = Counter()
         #: a task's memory, shared by what holds rows at the same time
         self.kernel_bytes = self.exchange_bytes = task.memory_bytes * 3 // 8
@@ -96,14 +109,17 @@ class _Attempt:
 
     def run(self) -> tuple[PartitionResult, ...]:
         task, done = self.task, []
+        self._check_cancelled()
         self.store.open_run(task.run, self.program.owner)
         try:
             with (
                 self.store.spill_folder(task.run, task.name) as self.spill_folder,
-                self._open(_segments(task)) as self.inputs,
+                self._opened(_segments(task), self.mailbox and self.mailbox.relocate) as self.inputs,
             ):
                 for given in task.partitions:
+                    self.progress.begin(given)
                     done.append(self._partition(given))
+                    self.progress.end()
         except BaseException as error:
             with suppress(OSError):
                 self.store.delete_blocks(result.block.path for result in done if result.block)
@@ -130,7 +146,7 @@ class _Attempt:
         program, index = self.program, given.index
         tap = _Tap(program, index)
         stream = self._watched(self._evaluate(program.operator, given, index))
-        rows = tap.passing(stream)  # type: ignore[arg-type]
+        rows = reaching(_phase(program), tap.passing(stream))  # type: ignore[arg-type]
         block: Block | None = None
         files: tuple[StagedFile, ...] = ()
         if program.sink is None:
@@ -138,6 +154,7 @@ class _Attempt:
             self.counts["bytes_out"] += block.bytes
         else:
             staged = program.sink.stage(self.task.run, index, self.task.attempt, rows, program.schema)
+            self._check_cancelled()
             files = tuple(staged)
             self.counts["bytes_out"] += sum(file.bytes for file in files)
         self.counts["rows_out"] += tap.digest.rows
@@ -156,6 +173,8 @@ class _Attempt:
                 lambda: self.store.create_spill(self.spill_folder, task.quota_bytes),
                 lambda: self._label(index, tap),
             )
+            if exchange:
+                reach("shuffle-write")
             self._check_cancelled()
             size = file.publish()
         self.counts["spilled_bytes"] += written.spilled_bytes
@@ -195,41 +214,52 @@ class _Attempt:
         what = given.slots[leaf.slot]
         if isinstance(leaf, ScanLeaf):
             assert isinstance(what, Split)
-            stream = read_exactly(leaf.source, what, leaf.columns, leaf.predicate, leaf.limit)
+            stream = reaching(
+                "scan", read_exactly(leaf.source, what, leaf.columns, leaf.predicate, leaf.limit)
+            )
         else:
             assert self.inputs is not None
             stream = self.inputs.tables(what, leaf.schema)  # type: ignore[arg-type]
             if isinstance(leaf, ShuffleLeaf):
-                stream = recut(stream, leaf.schema)
-        return self._watched(self._counted(stream))
+                stream = recut(reaching("shuffle-read", stream), leaf.schema)
+        return self._watched(self._counted(stream, leaf.slot))
 
     def _broadcast(self, leaf: BroadcastLeaf) -> Broadcast:
         segments = self.task.broadcast[leaf.slot]
 
         def load() -> Stream:
-            with self._open(segments) as inputs:
+            with self._opened(segments, self.mailbox and partial(_relocate_shared, self.mailbox, shared)) as inputs:
                 yield from self._watched(self._counted(inputs.tables(segments, leaf.schema)))
 
-        size = sum(segment.length for segment in segments)
-        return self.broadcasts.get((self.task.run, leaf.stage), size, load, leaf.schema)
+        size, key = sum(segment.length for segment in segments), (self.task.run, leaf.stage)
+        shared = self.broadcasts.get(key, size, load, leaf.schema, self._stand_by)
+        return shared
 
-    def _open(self, segments: tuple[Segment, ...]) -> Inputs:
-        inputs = self.fetcher.open(
-            segments,
-            self.task.nodes,
-            self.input_bytes,
-            self.spill_folder,
-            self.cancelled,
-            self.task.quota_bytes,
-        )
-        for name in ("local_bytes", "remote_bytes", "spilled_bytes"):
-            self.counts[name] += getattr(inputs, name)
-        return inputs
+    def _stand_by(self, lacking: Sequence[Segment]) -> None:
+        """Another task reads the broadcast that this one waits for; it may itself wait for lost blocks."""
+        self._check_cancelled()
+        if self.mailbox is not None:
+            self.mailbox.stand_by(lacking)
 
-    def _counted(self, stream: Stream) -> Stream:
+    @contextmanager
+    def _opened(self, segments: tuple[Segment, ...], relocate: Relocate | None) -> Iterator[Inputs]:
+        """Open inputs, and count what they took in the end."""
+        memory, folder, quota = self.input_bytes, self.spill_folder, self.task.quota_bytes
+        with self.fetcher.open(
+            segments, self.task.nodes, memory, folder, self.cancelled, quota, relocate
+        ) as inputs:
+            try:
+                yield inputs
+            finally:
+                for name in ("local_bytes", "remote_bytes", "spilled_bytes"):
+                    self.counts[name] += getattr(inputs, name)
+
+    def _counted(self, stream: Stream, slot: int | None = None) -> Stream:
         for table in stream:
             self.counts["rows_in"] += table.num_rows
             self.counts["bytes_in"] += table.nbytes
+            if slot is not None:
+                self.progress.advance(slot, table.num_rows, table.nbytes)
             yield table
 
     def _metered(self, stream: Stream, context: Context) -> Stream:
@@ -240,6 +270,7 @@ class _Attempt:
         for table in stream:  # type: ignore[union-attr]
             self._check_cancelled()
             yield table
+        self._check_cancelled()  # before those who take the rows finish what they made of them
 
     def _check_cancelled(self) -> None:
         if self.cancelled.is_set():
@@ -291,3 +322,18 @@ def _segments(task: Task) -> tuple[Segment, ...]:
         if not isinstance(what, Split)
         for segment in what
     )
+
+
+def _relocate_shared(
+    mailbox: Mailbox, shared: SharedBroadcast, lost: Sequence[Segment]
+) -> tuple[Mapping[Segment, Segment], Mapping[str, Sequence[str]]]:
+    """Wait for lost blocks of a broadcast, while those who wait for it learn why."""
+    with shared.lacking(lost):
+        return mailbox.relocate(lost)
+
+
+def _phase(program: StageProgram) -> str:
+    """The fault point that a stage's rows pass."""
+    if program.sink is not None:
+        return "sink"
+    return "reduce" if any(isinstance(leaf, ShuffleLeaf) for leaf in all_leaves(program.operator)) else "map"

@@ -349,7 +349,7 @@ def test_function_may_start_processes(two_nodes):
 def test_workers_forget_a_run_that_is_closed(two_nodes):
     def kept(dask_worker):
         runtime = dask_worker.headwater
-        return len(runtime._programs) + len(runtime.broadcasts._entries) + len(runtime._running)
+        return len(runtime._programs) + len(runtime.broadcasts._entries) + len(runtime.running())
 
     leaf = ScanLeaf(0, Numbers(), ("key", "value"), None, None, SCHEMA)
     splits = tuple(Split(p, ROWS, 40 << 20) for p in range(PARTS))

@@ -1,8 +1,10 @@
 """Segments cross between nodes: two scratch folders in one process stand for two machines."""
 
 import asyncio
+import queue
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +21,9 @@ from headwater.planner.plan import BlockLeaf
 from headwater.runtime import collect
 from headwater.runtime.collect import fetch_segments
 from headwater.runtime.exchange import write_block
-from headwater.runtime.fetch import Fetcher, FetchOptions
+from headwater.runtime.fetch import Fetcher, FetchOptions, Relocate
 from headwater.runtime.node_store import NodeStore
+from headwater.runtime.relocation import pack_segments
 from headwater.runtime.task import (
     Block,
     CancelledTask,
@@ -98,12 +101,12 @@ def rows(partition: int, count: int = 100) -> pa.Table:
     return pa.table({"x": range(start, start + count), "s": [f"row {i}" for i in range(count)]}, SCHEMA)
 
 
-def put(store: NodeStore, partition: int, table: pa.Table | None = None) -> Block:
+def put(store: NodeStore, partition: int, table: pa.Table | None = None, attempt: int = 0) -> Block:
     table = rows(partition) if table is None else table
-    with store.create_block("r1", 0, partition, 0) as file:
+    with store.create_block("r1", 0, partition, attempt) as file:
         index = write_block(file, iter([table]), table.schema)
         size = file.publish()
-    return Block(0, partition, 0, store.node, file.path, index.offsets, index.rows, size, "")
+    return Block(0, partition, attempt, store.node, file.path, index.offsets, index.rows, size, "")
 
 
 def mixed(nodes: Nodes, count: int = 6) -> list[Segment]:
@@ -272,6 +275,125 @@ def test_only_blocks_are_served(nodes: Nodes) -> None:
             nodes.read([replace(block.whole(), path=path, offset=0, length=10)])
 
 
+class TestRelocation:
+    """What is lost on the way is fetched from where it is then; what has arrived stays."""
+
+    def read(
+        self,
+        nodes: Nodes,
+        segments: list[Segment],
+        relocate: Relocate,
+        memory: int = 64 << 20,
+        **options: Any,
+    ) -> pa.Table:
+        fetcher = nodes.fetcher(**options)
+        with fetcher.open(segments, nodes.addresses, memory, relocate=relocate) as inputs:
+            table = pa.concat_tables(inputs.tables(segments, SCHEMA))
+            assert table.equals(pa.concat_tables(inputs.tables(segments, SCHEMA)))
+            assert inputs.local_bytes + inputs.remote_bytes == sum(s.length for s in segments)
+        return table
+
+    def test_missing_blocks_come_from_new_places(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls, segments, asked = calls_to(nodes, monkeypatch), mixed(nodes, 10), []
+        gone = [segments[i] for i in (2, 3, 7)]
+        for segment in gone:
+            (nodes.b if segment.partition % 2 else nodes.a).delete_blocks([segment.path])
+
+        def relocate(lost: Sequence[Segment]) -> Any:
+            asked.append(set(lost))
+            new = {segment: put(nodes.b, segment.partition, attempt=1).whole() for segment in lost}
+            return new, nodes.addresses
+
+        assert self.read(nodes, segments, relocate).equals(pa.concat_tables([rows(i) for i in range(10)]))
+        assert set().union(*asked) == set(gone)
+        assert sum(map(len, asked)) == 3
+        # 5 ranges in vain, 3 that are there, and those that were lost
+        assert calls == [5, 3, 3]
+
+    @pytest.mark.parametrize("memory", [64 << 20, 1000])
+    def test_several_losses_one_after_the_other(self, nodes: Nodes, memory: int) -> None:
+        segments, living = mixed(nodes, 6), nodes.addresses
+        nodes.addresses = {**living, nodes.b.node: (DEAD,)}
+        asked: list[list[int]] = []
+
+        def relocate(lost: Sequence[Segment]) -> Any:
+            asked.append(sorted(segment.attempt for segment in lost))
+            if len(asked) == 1:  # a node that no one answers for, either
+                return {s: replace(s, attempt=1, node="elsewhere") for s in lost}, {"elsewhere": (DEAD,)}
+            if len(asked) == 2:  # not all of it yet
+                lost = lost[:2]
+            return {s: put(nodes.b, s.partition, attempt=2).whole() for s in lost}, living
+
+        table = self.read(nodes, segments, relocate, memory)
+        assert table.equals(pa.concat_tables([rows(i) for i in range(6)]))
+        assert asked == [[0, 0, 0], [1, 1, 1], [1]]
+
+    def test_other_nodes_go_on_meanwhile(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The node that answers is asked for all its messages while the reader waits for the other's blocks."""
+        calls, segments = calls_to(nodes, monkeypatch), mixed(nodes, 8)
+        lost = [replace(segment, node="elsewhere") for segment in segments[::2]]
+        wanted = [lost[0], *segments[1::2], *lost[1:]]
+        nodes.addresses["elsewhere"] = (DEAD,)
+        served = threading.Event()
+        serve = nodes.workers[1].handlers["headwater_fetch"]
+
+        async def counted(ranges: Any, check: Any = ()) -> Any:
+            reply = await serve(ranges, check)
+            if len(calls) == 4:
+                served.set()
+            return reply
+
+        monkeypatch.setitem(nodes.workers[1].handlers, "headwater_fetch", counted)
+
+        def relocate(lost: Sequence[Segment]) -> Any:
+            assert served.wait(30)
+            return {s: replace(s, node=nodes.a.node) for s in lost}, {}
+
+        table = self.read(nodes, wanted, relocate, message_bytes=segments[1].length)
+        assert table.equals(pa.concat_tables([rows(segment.partition) for segment in wanted]))
+        assert len(calls) == 4
+
+    def test_a_node_declared_dead_is_waited_for_no_longer(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fetcher, segments = nodes.fetcher(reply_seconds=200.0), mixed(nodes, 4)
+        loop = nodes.workers[0].loop.asyncio_loop
+
+        async def hangs(ranges: Any, check: Any = ()) -> None:
+            loop.call_soon(fetcher.abandon, {nodes.b.node: nodes.addresses[nodes.b.node]})
+            await never(ranges)
+
+        serve = nodes.workers[1].handlers["headwater_fetch"]
+        monkeypatch.setitem(nodes.workers[1].handlers, "headwater_fetch", hangs)
+
+        def relocate(lost: Sequence[Segment]) -> Any:
+            assert list(lost) == segments[1::2]
+            nodes.workers[1].handlers["headwater_fetch"] = serve
+            return {segment: segment for segment in lost}, nodes.addresses  # the driver says that it is back
+
+        with fetcher.open(segments, nodes.addresses, relocate=relocate) as inputs:
+            table = pa.concat_tables(inputs.tables(segments, SCHEMA))
+        assert table.equals(pa.concat_tables([rows(i) for i in range(4)]))
+
+    def test_without_relocation_a_dead_node_is_an_error(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fetcher, segments = nodes.fetcher(reply_seconds=200.0), mixed(nodes, 4)
+        loop = nodes.workers[0].loop.asyncio_loop
+
+        async def hangs(ranges: Any, check: Any = ()) -> None:
+            loop.call_soon(fetcher.abandon, [nodes.b.node])
+            await never(ranges)
+
+        monkeypatch.setitem(nodes.workers[1].handlers, "headwater_fetch", hangs)
+        with (
+            fetcher.open(segments, nodes.addresses) as inputs,
+            pytest.raises(FetchFailedError) as caught,
+        ):
+            list(inputs.tables(segments, SCHEMA))
+        assert caught.value.nodes == (nodes.b.node,)
+
+
 class TestFromTheDriver:
     """`fetch_segments`, by each of its ways."""
 
@@ -353,14 +475,62 @@ class TestTheWorkerPlugin:
         assert pa.concat_tables(found).equals(pa.concat_tables([rows(i) for i in range(6)]))
 
     def test_a_lost_block_reaches_the_driver_by_name(self, client: Client, nodes: Nodes) -> None:
-        segments = mixed(nodes)
+        segments, payload = mixed(nodes), pack_program(program())
         nodes.a.delete_blocks([segments[2].path])
-        work, payload = task(nodes, segments), pack_program(program())
-        for worker in nodes.workers[:2]:
+        heard: queue.Queue[Any] = queue.Queue()
+        client.subscribe_topic("headwater-r1", lambda event: heard.put(event[1]))
+        for attempt, worker in enumerate(nodes.workers[:2]):
+            work = task(nodes, segments, attempt=attempt)
             future = client.submit(execute, work, payload, workers=[worker.address], pure=False)
-            with pytest.raises(FetchFailedError) as caught:
-                future.result(timeout=30)
-            assert caught.value.lost == ((0, 2, 0),)
+            message = heard.get(timeout=30)
+            assert (message["kind"], message["worker"]) == ("inputs lost", worker.address)
+            assert (message["stage"], message["id"], message["attempt"]) == (1, 0, attempt)
+            assert [tuple(block) for block in message["lost"]] == [(0, 2, 0)]
+            moved = pack_segments({segments[2]: put(nodes.b, 2, attempt=1).whole()})
+            answer = {"run": "r1", "name": work.name, "segments": moved, "nodes": nodes.addresses}
+            assert self.call(client, worker.address, "relocate", **answer)["known"]
+            assert future.result(timeout=30).metrics.rows_in == 600
+        assert not self.call(client, nodes.workers[0].address, "relocate", **answer)["known"]
+        client.unsubscribe_topic("headwater-r1")
+
+    def test_tasks_of_a_driver_that_was_replaced_are_refused(self, client: Client, nodes: Nodes) -> None:
+        address, payload = nodes.workers[0].address, pack_program(program())
+        assert self.call(client, address, "fence", run="r1", epoch=3)["epoch"] == 3
+        work = task(nodes, mixed(nodes))
+        with pytest.raises(CancelledTask, match="replaced"):
+            client.submit(execute, work, payload, workers=[address], pure=False).result(timeout=30)
+        current = replace(work, epoch=3, attempt=30_000)
+        assert client.submit(execute, current, payload, workers=[address], pure=False).result(timeout=30)
+        assert self.call(client, address, "release", run="r1", epoch=2)["replaced"]
+        assert nodes.a.runs() == ["r1"]
+
+    def test_a_task_that_comes_after_its_run_leaves_no_folder(self, client: Client, nodes: Nodes) -> None:
+        address, payload = nodes.workers[0].address, pack_program(program())
+        work = task(nodes, mixed(nodes))
+        self.call(client, address, "release", run="r1")
+        with pytest.raises(CancelledTask, match="over"):
+            client.submit(execute, work, payload, workers=[address], pure=False).result(timeout=30)
+        assert nodes.a.runs() == []
+
+    def test_progress_of_what_runs(
+        self, client: Client, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = threading.Event()
+
+        async def asks(ranges: Any, check: Any = ()) -> None:
+            asked.set()
+            await never(ranges)
+
+        monkeypatch.setitem(nodes.workers[1].handlers, "headwater_fetch", asks)
+        work, address = task(nodes, mixed(nodes, 4)), nodes.workers[0].address
+        future = client.submit(execute, work, pack_program(program()), workers=[address], pure=False)
+        assert asked.wait(30)
+        deadline = time.monotonic() + 30
+        while self.call(client, address, "progress", run="r1")["done"] != {work.name: 0.25}:
+            assert time.monotonic() < deadline
+        self.call(client, address, "cancel", run="r1", names=[work.name])
+        wait(future, timeout=30)
+        assert self.call(client, address, "progress", run="r1")["done"] == {}
 
     def test_a_program_is_unpickled_once(self, nodes: Nodes) -> None:
         payload = pack_program(program())

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from headwater.datasets.sinks import ParquetSink
 from headwater.errors import DiskFullError, PlanError, UserFunctionError
 from headwater.lineage.fingerprint import Fingerprint
 from headwater.ops.kernel import Broadcast, Context, Kernel, Stream
@@ -344,6 +345,36 @@ def test_a_cancelled_task_stops_at_the_next_table_and_leaves_nothing(node: Node)
     assert seen[-1] == (1, 2)
     assert node.store.blocks("r1") == []
     assert node.store.space.used_bytes() == 0
+
+
+def test_a_task_cancelled_before_it_began_touches_nothing(node: Node) -> None:
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(CancelledTask):
+        node.scan(1, cancelled=cancelled)
+    assert node.store.runs() == []
+
+
+@pytest.mark.parametrize("sink", [False, True])
+def test_cancelled_with_the_last_table_leaves_nothing(node: Node, tmp_path: Path, sink: bool) -> None:
+    cancelled = threading.Event()
+
+    @dataclass(frozen=True)
+    class CancelsAtTheEnd(Kernel):
+        def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
+            yield from inputs[0]
+            cancelled.set()
+
+    target = ParquetSink(tmp_path / "out")
+    with pytest.raises(CancelledTask):
+        node.scan(
+            1,
+            Step(CancelsAtTheEnd(), (SCAN,), SCHEMA),
+            cancelled=cancelled,
+            program={"sink": target} if sink else {},
+        )
+    assert node.store.blocks("r1") == []
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_a_task_names_every_block_it_misses(node: Node) -> None:
