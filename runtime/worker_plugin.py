@@ -26,6 +26,8 @@ from .comeback import let_nanny_replace
 from .fetch import Fetcher, FetchOptions
 from .handover import announce, leave, room_bytes, watch_retirement
 from .inventory import pack_inventory
+from .kept import Kept
+from .kept_service import KeptService
 from .node_store import NodeStore, default_scratch
 from .relocation import Relocations, unpack_segments
 from .run_task import run_task
@@ -91,6 +93,7 @@ class WorkerRuntime:
         store: the scratch folder of the worker's node.
         options: for fetches.
         broadcast_bytes: how much of broadcast inputs to remember.
+        kept_bytes: most bytes of blocks that the node keeps beyond their runs; None as in `Kept`.
     """
 
     def __init__(
@@ -99,11 +102,13 @@ class WorkerRuntime:
         store: NodeStore,
         options: FetchOptions | None = None,
         broadcast_bytes: int = 512 << 20,
+        kept_bytes: int | None = None,
     ):
         self.worker, self.store = worker, store
         roots = {store.node: store.root}
         self.fetcher = Fetcher(roots, worker.rpc, worker.loop.asyncio_loop, store.space, options)
         self.broadcasts = BroadcastCache(broadcast_bytes)
+        self.kept = Kept(store, kept_bytes)
         #: the process's; None for a worker that lives in its scheduler's process
         self.beacon: BeaconKeeper | None = None
         self._programs: OrderedDict[bytes, StageProgram] = OrderedDict()
@@ -137,6 +142,7 @@ class WorkerRuntime:
             self.info,
         ):
             self.worker.handlers[f"headwater_{operation.__name__}"] = operation
+        self.worker.handlers.update(KeptService(self.kept, self.worker.rpc, self.fetcher.options).handlers())
 
     def attach(self, worker: Worker) -> None:
         """Go on with a new Dask worker of the same process; what runs still belongs to the old one."""
@@ -291,6 +297,8 @@ class HeadwaterWorkerPlugin(WorkerPlugin):
         keep_seconds: how long what a dead driver left is kept.
         options: for fetches.
         arrow_threads: of Arrow's own pools in each worker process; 0 leaves them as they are.
+        kept_bytes: most bytes of blocks that a node keeps beyond their runs; None is half of its quota, or,
+            without one, half of what its disk has for it.
     """
 
     name = "headwater"
@@ -302,9 +310,10 @@ class HeadwaterWorkerPlugin(WorkerPlugin):
         keep_seconds: float = 86_400.0,
         options: FetchOptions | None = None,
         arrow_threads: int = 1,
+        kept_bytes: int | None = None,
     ):
         self.scratch, self.quota_bytes, self.keep_seconds = scratch, quota_bytes, keep_seconds
-        self.options, self.arrow_threads = options, arrow_threads
+        self.options, self.arrow_threads, self.kept_bytes = options, arrow_threads, kept_bytes
 
     async def setup(self, worker: Worker) -> None:
         """Attach a runtime, unless another session of the cluster has already, and tidy the scratch folder."""
@@ -314,13 +323,14 @@ class HeadwaterWorkerPlugin(WorkerPlugin):
             pa.set_io_thread_count(max(2, self.arrow_threads))
         if getattr(worker, "headwater", None) is None:
             store = await asyncio.to_thread(self._open_store)
-            runtime = WorkerRuntime(worker, store, self.options)
+            runtime = WorkerRuntime(worker, store, self.options, kept_bytes=self.kept_bytes)
             await runtime.start_beacon()
             if getattr(worker, "headwater", None) is None:
                 runtime.install()
             else:  # a session that came at the same moment was first
                 runtime.stop_beacon()
         await asyncio.to_thread(runtime_of(worker).store.purge_orphans, self.keep_seconds)
+        await asyncio.to_thread(runtime_of(worker).kept.purge)
 
     async def teardown(self, worker: Worker) -> None:
         """Stop the tasks of a worker that closes, and hand over its blocks if it is retired.

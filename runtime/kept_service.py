@@ -1,0 +1,95 @@
+"""What a worker answers about kept blocks and copies: its RPC handlers, as a driver or another worker calls them."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from distributed.core import ConnectionPool
+
+from ..lineage.owner import Owner
+from .inventory import pack_inventory
+from .kept import Kept
+from .peers import FetchOptions, Peers
+from .replicate import replicate
+from .task import PartitionResult
+
+
+class KeptService:
+    """The handlers of one worker.
+
+    Args:
+        kept: of the worker's node.
+        rpc: the worker's connection pool.
+        options: for copies.
+    """
+
+    def __init__(self, kept: Kept, rpc: ConnectionPool, options: FetchOptions | None = None):
+        self._kept, self._rpc, self._options = kept, rpc, options or FetchOptions()
+
+    def handlers(self) -> dict[str, Callable[..., Any]]:
+        """Return the handlers by name."""
+        calls = (self.keep, self.kept, self.use, self.pin, self.unpin, self.drop, self.replicate)
+        return {f"headwater_{call.__name__}": call for call in calls}
+
+    async def keep(self, paths: Any, pinned: bool = False, owner: Any = None) -> dict[str, Any]:
+        """Keep blocks beyond their run, see `Kept.keep`; the answer is for `unpack_inventory`."""
+        found = await asyncio.to_thread(self._kept.keep, list(paths), pinned, _owner(owner))
+        return pack_inventory(self._kept.store.node, found)
+
+    async def kept(self, keys: Any) -> dict[str, Any]:
+        """Tell what is kept of stages; the answer is for `unpack_kept`."""
+        return self._found(await asyncio.to_thread(self._kept.inventory, list(keys)))
+
+    async def use(self, run: str, keys: Any, owner: Any = None) -> dict[str, Any]:
+        """As `kept`, and leave what is there alone as long as the run has a folder here."""
+        return self._found(await asyncio.to_thread(self._kept.use, run, list(keys), _owner(owner)))
+
+    async def pin(self, keys: Any, owner: Any = None) -> dict[str, Any]:
+        """Keep stages' blocks, those to come, too, whatever is needed."""
+        await asyncio.to_thread(self._kept.pin, list(keys), _owner(owner))
+        return {"status": "OK"}
+
+    async def unpin(self, keys: Any, owner: Any = None) -> dict[str, Any]:
+        """Let stages' blocks go when room is needed; without an owner whatever anybody has pinned."""
+        await asyncio.to_thread(self._kept.unpin, list(keys), _owner(owner))
+        return {"status": "OK"}
+
+    async def drop(self, keys: Any) -> dict[str, Any]:
+        """Delete what is kept of stages."""
+        freed = await asyncio.to_thread(self._kept.drop, list(keys))
+        return {"status": "OK", "freed_bytes": freed}
+
+    async def replicate(self, files: Any, source: Any, owner: Any = None) -> dict[str, Any]:
+        """Copy blocks of another node to this one.
+
+        Args:
+            files: (path, bytes) of each.
+            source: address of a worker of the other node, or several.
+            owner: record of the driver's `Owner`.
+
+        Returns:
+            ``paths`` that are here now, ``failed`` with a reason for each other path; and, for
+            `unpack_inventory`, the blocks.
+        """
+        sources = [source] if isinstance(source, str) else list(source)
+        peers = Peers(self._rpc, asyncio.get_running_loop(), self._options)
+        wanted = [(path, size) for path, size in files]
+        done = await replicate(self._kept.store, peers, wanted, sources, self._kept, _owner(owner))
+        reply = pack_inventory(self._kept.store.node, done.results.values())
+        return {**reply, "paths": list(done.results), "failed": done.failed}
+
+    def _found(self, found: Mapping[str, Sequence[PartitionResult]]) -> dict[str, Any]:
+        results = {key: tuple(results) for key, results in found.items() if results}
+        return {"status": "OK", "node": self._kept.store.node, "kept": pickle.dumps(results, protocol=5)}
+
+
+def unpack_kept(reply: Mapping[str, Any]) -> tuple[str, dict[str, tuple[PartitionResult, ...]]]:
+    """Return the node that answered, and what it keeps, by key; keys of which it has nothing are left out."""
+    return reply["node"], pickle.loads(reply["kept"])
+
+
+def _owner(record: Mapping[str, Any] | None) -> Owner | None:
+    return Owner(**record) if record else None
