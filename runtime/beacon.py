@@ -114,14 +114,14 @@ class Beacon:
                     self._send(client, self._line(now))
             # irregular, so that no rhythm of stopping and going on hides between samples
             pause = 0.04 + os.urandom(1)[0] / 255 * 0.02
-            ready = select.select([0, self._listener, *self._since], [], [], pause)[0]
-            for source in ready:
-                if source == 0:
-                    return
-                if source is self._listener:
-                    self._accept(now)
-                else:
-                    self._receive(source)
+            sources: list[int | socket.socket] = [0, self._listener, *self._since]
+            ready = set(select.select(sources, [], [], pause)[0])
+            if 0 in ready:
+                return
+            if self._listener in ready:
+                self._accept(now)
+            for client in [c for c in self._since if c in ready]:
+                self._receive(client)
 
     def _sample(self) -> None:
         state, used = self._proc.read()

@@ -131,25 +131,29 @@ class HealthMonitor:
         """Make sure that a worker that is given up does no more, then say so."""
         address = watch.address
         try:
-            with suppress(Exception):
-                # before it is killed, so that Dask blames no task
-                await asyncio.wait_for(
-                    self._client.scheduler.unregister(
-                        address=address,
-                        stimulus_id=f"headwater-{cause.name.lower()}-{time.time()}",
-                        expected=True,
-                    ),
-                    _FENCE_SECONDS,
-                )
+            removed = await self._unregister(address, cause)
+            if cause is Cause.UNREACHABLE and not removed:  # then it is us who can't be reached
+                watch.health.restart(time.monotonic())
+                return
             with suppress(Exception):
                 await asyncio.wait_for(self._kill(watch), _FENCE_SECONDS)
             with suppress(Exception):
                 self._client.rpc.remove(address)  # whoever waits for its answer waits no more
+            self._forget(address)
             if not self._closed:
                 self._left(address, cause, watch.health.silence(time.monotonic()))
         finally:
-            self._forget(address)
             self._fencing.discard(address)
+
+    async def _unregister(self, address: str, cause: Cause) -> bool:
+        """Have Dask's scheduler drop a worker, before it is killed, so that Dask blames no task; say whether it did."""
+        stimulus = f"headwater-{cause.name.lower()}-{time.time()}"
+        call = self._client.scheduler.unregister(address=address, stimulus_id=stimulus, expected=True)
+        try:
+            await asyncio.wait_for(call, _FENCE_SECONDS)
+            return True
+        except Exception:
+            return False
 
     async def _kill(self, watch: _Watch) -> None:
         if watch.writer is None:
