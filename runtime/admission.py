@@ -33,10 +33,11 @@ class Admission:
         >>> admission = Admission()
         >>> admission.fence("r1", 2)
         2
-        >>> with admission.enter(Task("r1", 0, 0, 0, (), epoch=1)):
-        ...     pass
-        Traceback (most recent call last):
-        headwater.runtime.task.CancelledTask: task s0-t0#0 of run r1 comes from a driver that was replaced
+        >>> with admission.enter(Task("r1", 0, 0, 20_000, (), epoch=2)) as flag:
+        ...     admission.running(), flag.is_set()
+        (['r1/s0-t0#20000'], False)
+        >>> admission.counts("r1", epoch=1)
+        False
     """
 
     def __init__(self) -> None:

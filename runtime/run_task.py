@@ -114,7 +114,7 @@ class _Attempt:
         try:
             with (
                 self.store.spill_folder(task.run, task.name) as self.spill_folder,
-                self._opened(_segments(task), self.mailbox and self.mailbox.relocate) as self.inputs,
+                self._opened(_segments(task), self.mailbox.relocate if self.mailbox else None) as self.inputs,
             ):
                 for given in task.partitions:
                     self.progress.begin(given)
@@ -225,10 +225,11 @@ class _Attempt:
         return self._watched(self._counted(stream, leaf.slot))
 
     def _broadcast(self, leaf: BroadcastLeaf) -> Broadcast:
-        segments = self.task.broadcast[leaf.slot]
+        segments, mailbox = self.task.broadcast[leaf.slot], self.mailbox
 
         def load() -> Stream:
-            with self._opened(segments, self.mailbox and partial(_relocate_shared, self.mailbox, shared)) as inputs:
+            relocate = partial(_relocate_shared, mailbox, shared) if mailbox else None
+            with self._opened(segments, relocate) as inputs:
                 yield from self._watched(self._counted(inputs.tables(segments, leaf.schema)))
 
         size, key = sum(segment.length for segment in segments), (self.task.run, leaf.stage)
