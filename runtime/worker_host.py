@@ -39,6 +39,8 @@ _LOOK_ANSWER_SECONDS = 1.0
 _REGISTER_SECONDS = 15.0
 _CLOSE_SECONDS = 10.0
 _IDLE_POLL_SECONDS = 0.05
+#: a signal may reach a supervised process twice: by its supervisor, and as a member of a group (systemd)
+_ECHO_SECONDS = 1.0
 _LEAST_BYTES = 32 << 20
 
 
@@ -170,6 +172,7 @@ class WorkerHost:
         self._scratch = Path(options.scratch or default_scratch()).absolute()
         self._plugin = _HostPlugin(str(self._scratch), options.quota_bytes)
         self._told_to_leave = asyncio.Event()
+        self._told_at = 0.0
 
     async def run(self) -> int:
         """Join the scheduler, again and again, until told to leave, retired, or alone for too long.
@@ -296,9 +299,12 @@ class WorkerHost:
         return True
 
     def _leave(self, number: int) -> None:
-        if self._told_to_leave.is_set():
+        now = asyncio.get_running_loop().time()
+        if not self._told_to_leave.is_set():
+            self._told_to_leave.set()
+            self._told_at = now
+        elif self.options.parent is None or now - self._told_at > _ECHO_SECONDS:
             os._exit(128 + number)
-        self._told_to_leave.set()
 
     def _greeting(self, worker: HostedWorker) -> str:
         node = runtime_of(worker).store.node

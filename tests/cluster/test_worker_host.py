@@ -176,6 +176,12 @@ def test_of_workers_that_leave_together_exactly_the_last_hands_over(place: Place
     place.host("b")
     place.client.wait_for_workers(3, timeout=60)
     published = publish(tmp_path / "a", "r1", range(3))
+    node = read_identity(tmp_path / "a")
+    for (
+        info
+    ) in place.who():  # as systemd does: all processes of the unit at once, and the supervisor passes it on
+        if info["node"] == node:
+            os.kill(info["pid"], signal.SIGTERM)
     supervisor.terminate()
     assert supervisor.wait(timeout=60) == 0
     assert contents(tmp_path / "b", "r1") == published
