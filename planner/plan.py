@@ -171,6 +171,19 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Storage:
+    """How a persisted stage is kept between runs.
+
+    Attributes:
+        level: "disk", or "memory" to hold its pages there as far as the system allows.
+        replicas: on how many nodes each block lies, if there are so many.
+    """
+
+    level: str = "disk"
+    replicas: int = 1
+
+
+@dataclass(frozen=True)
 class Stage:
     """Operators fused between exchanges, over a fixed number of partitions.
 
@@ -186,6 +199,7 @@ class Stage:
         sink: where partitions are staged instead of left as blocks.
         sample: sort keys to sample from the output, for a range exchange further on.
         estimate: expected size of all partitions together.
+        storage: how its blocks are kept between runs, if a user asked for it.
     """
 
     id: int
@@ -199,6 +213,7 @@ class Stage:
     sink: Sink | None = None
     sample: tuple[SortKey, ...] = ()
     estimate: Estimate = Estimate(0, 0)
+    storage: Storage | None = None
 
     @property
     def parents(self) -> tuple[int, ...]:

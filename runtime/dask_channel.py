@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,11 @@ import pyarrow as pa
 from distributed import Future, KilledWorker
 
 from ..errors import ClusterError
+from ..lineage.owner import this_process
 from .collect import fetch_segments
 from .executor import failed
 from .inventory import unpack_inventory
+from .kept_service import unpack_kept
 from .relocation import pack_segments
 from .scheduler_events import (
     BlocksFound,
@@ -31,14 +33,18 @@ from .scheduler_events import (
     Event,
     FailureKind,
     InputsLost,
+    Keep,
     Progress,
     Relocate,
     TaskFinished,
     WorkerJoined,
     WorkerLeft,
 )
-from .task import Block, Segment, StageProgram, Task
+from .task import Block, PartitionResult, Segment, StageProgram, Task
 from .worker_plugin import execute, pack_program
+
+#: a node, and the results it keeps by lineage key
+Kept = tuple[str, Mapping[str, Sequence[PartitionResult]]]
 
 if TYPE_CHECKING:
     from .dask_executor import DaskExecutor
@@ -84,6 +90,8 @@ class DaskChannel:
         #: attempts of an old scheduler, which their workers may still run
         self._stale: list[str] = []
         self._lost_since: float | None = None
+        #: what nodes must do one after the other
+        self._turns: dict[str, asyncio.Lock] = {}
         self._connect()
 
     # -- the driver's side ----------------------------------------------------------------------
@@ -142,7 +150,18 @@ class DaskChannel:
         for block in blocks:
             by_node.setdefault(block.node, []).append(block.path)
         for node, paths in by_node.items():
-            self._spawn(self._tell, self._workers_of(node), "release", paths=paths, epoch=self._epoch)
+            self._spawn(self._release_in_turn, node, paths)
+
+    def keep(self, instruction: Keep) -> None:
+        owner = this_process().record() if instruction.storage is not None else None
+        by_node: dict[str, list[str]] = {}
+        for block in instruction.blocks:
+            by_node.setdefault(block.node, []).append(block.path)
+        for node, paths in by_node.items():
+            self._spawn(self._keep_in_turn, node, paths, owner)
+
+    def kept(self, keys: Sequence[str]) -> list[Kept]:
+        return self._client.sync(self._all_kept, list(keys))
 
     def wait(self, timeout: float) -> list[Event]:
         if self._is_lost():
@@ -344,6 +363,30 @@ class DaskChannel:
             if await self._call(address, operation, _CLOSE_SECONDS, **arguments) is not None:
                 return
 
+    async def _release_in_turn(self, node: str, paths: list[str]) -> None:
+        async with self._turns.setdefault(node, asyncio.Lock()):
+            await self._tell(self._workers_of(node), "release", paths=paths, epoch=self._epoch)
+
+    async def _keep_in_turn(self, node: str, paths: list[str], owner: dict[str, Any] | None) -> None:
+        async with self._turns.setdefault(node, asyncio.Lock()):
+            for address in self._workers_of(node):
+                wish = {"paths": paths, "pinned": owner is not None, "owner": owner}
+                if await self._ask(address, "keep", _SURVEY_SECONDS, **wish) is not None:
+                    return
+
+    async def _all_kept(self, keys: list[str]) -> list[Kept]:
+        nodes = self._membership.nodes()
+        answers = await asyncio.gather(*(self._kept_by(addresses, keys) for addresses in nodes.values()))
+        return [answer for answer in answers if answer is not None]
+
+    async def _kept_by(self, addresses: Sequence[str], keys: list[str]) -> Kept | None:
+        owner = this_process().record()
+        for address in addresses:
+            reply = await self._call(address, "use", _SURVEY_SECONDS, keys=keys, owner=owner)
+            if reply is not None:
+                return unpack_kept(reply)
+        return None
+
     async def _tell_all(self, operation: str, **arguments: Any) -> list[dict[str, Any]]:
         """Call a handler of all workers, and return the answers of those that give one."""
         addresses = [worker.address for worker in self._membership.workers()]
@@ -352,18 +395,21 @@ class DaskChannel:
 
     async def _bury(self, node: str) -> None:
         """Keep the workers from waiting for a node that is gone."""
-        calls = (
-            asyncio.wait_for(self._client.rpc(worker.address).headwater_dead(nodes=[node]), _ANSWER_SECONDS)
-            for worker in self._membership.workers()
-        )
-        await asyncio.gather(*calls, return_exceptions=True)
+        addresses = [worker.address for worker in self._membership.workers()]
+        await asyncio.gather(*(self._ask(at, "dead", _ANSWER_SECONDS, nodes=[node]) for at in addresses))
 
     async def _call(
         self, address: str, operation: str, seconds: float, **arguments: Any
     ) -> dict[str, Any] | None:
+        """Call a handler for this run; None if the worker doesn't answer in time."""
+        return await self._ask(address, operation, seconds, run=self._run, **arguments)
+
+    async def _ask(
+        self, address: str, operation: str, seconds: float, **arguments: Any
+    ) -> dict[str, Any] | None:
         try:
             call = getattr(self._client.rpc(address), f"headwater_{operation}")
-            return await asyncio.wait_for(call(run=self._run, **arguments), seconds)
+            return await asyncio.wait_for(call(**arguments), seconds)
         except Exception:  # it is gone, or will be soon
             return None
 
@@ -383,6 +429,8 @@ class DaskChannel:
 
     async def _clean_up(self) -> None:
         await self._stop(STOP_SECONDS)
+        for turn in self._turns.values():
+            await turn.acquire()
         workers = [worker.address for worker in self._membership.workers()]
         await asyncio.gather(*(self._tell([address], "release", epoch=self._epoch) for address in workers))
 

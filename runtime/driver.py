@@ -23,15 +23,17 @@ from ..planner.plan import PhysicalPlan
 from .executor import Executor
 from .fault_points import reach
 from .report import RunReport, build_report
-from .resumption import PLAN, pack_plan, plan_record, restore
+from .resumption import PLAN, pack_plan, plan_record, renamed, restore, reusable_stages
 from .scheduler import Scheduler
 from .scheduler_events import (
+    BlocksFound,
     BlocksLost,
     Cancel,
     Demand,
     Event,
     Failed,
     Instruction,
+    Keep,
     Launch,
     OutputTaken,
     Record,
@@ -100,6 +102,7 @@ class Driver:
         lease: of the run; renewed while it goes on, and released at its end.
         past: what earlier drivers of the run have journalled; None for a new run.
         backups: whether slow attempts get a second one beside them.
+        reuse: whether to begin with what nodes keep of the same stages, and to let them keep this run's.
 
     Example:
         .. code-block:: python
@@ -123,14 +126,16 @@ class Driver:
         lease: Lease | None = None,
         past: Restored | None = None,
         backups: bool = True,
+        reuse: bool = False,
     ):
         self.plan = plan
         self.run_id = journal.run if journal is not None else new_run_id()
         streamed = () if stream is None else (self._stage_of(stream),)
         self._epoch = lease.epoch if lease is not None else 0
         self.scheduler = Scheduler(
-            plan, self.run_id, memory_bytes, quota_bytes, streamed, self._epoch, backups
+            plan, self.run_id, memory_bytes, quota_bytes, streamed, self._epoch, backups, reuse
         )
+        self._reuse = reuse
         self._journal = journal
         self._observer = observer
         self._pipeline = pipeline
@@ -196,6 +201,7 @@ class Driver:
         run = self.scheduler.stages[stage]
         demanded = 0
         try:
+            self._adopt()
             for partition in range(run.stage.partitions):
                 ahead = max(1, look_ahead or 2 * self.scheduler.placement.threads)
                 if partition + ahead // 2 >= demanded:
@@ -279,12 +285,17 @@ class Driver:
         self._require_workers()
 
     def _adopt(self) -> None:
-        """Begin where earlier drivers of the run got to, with the blocks that nodes still have."""
-        if self._past is None:
+        """Begin with the blocks that nodes still have: of earlier drivers, and kept from earlier runs."""
+        keys = reusable_stages(self.plan, self._reuse)
+        if self._past is None and not keys:
             return
-        self._channel.fence()
+        if self._past is not None:
+            self._channel.fence()
         joined = self._channel.wait(WAIT_SECONDS)
-        self._feed(*joined, restore(self.plan, self.run_id, self._past), *self._channel.inventory())
+        found = self._channel.inventory() if self._past is not None else []
+        if keys:
+            found += [BlocksFound(node, renamed(kept, keys)) for node, kept in self._channel.kept(list(keys))]
+        self._feed(*joined, restore(self.plan, self.run_id, self._past), *found)
 
     def _renew(self) -> None:
         now = time.monotonic()
@@ -307,6 +318,8 @@ class Driver:
             self._channel.prepare(instruction.program)
         elif isinstance(instruction, Cancel):
             self._channel.cancel(instruction.name, instruction.worker)
+        elif isinstance(instruction, Keep):
+            self._channel.keep(instruction)
         elif isinstance(instruction, Release):
             self._channel.release(instruction.blocks)
         elif isinstance(instruction, Relocate):

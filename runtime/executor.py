@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import pyarrow as pa
 
 from ..errors import DiskFullError, HeadwaterError
-from .scheduler_events import BlocksFound, Event, FailureKind, Relocate, TaskFailed, WorkerJoined
-from .task import Block, CancelledTask, FetchFailedError, Segment, StageProgram, Task
+from .scheduler_events import BlocksFound, Event, FailureKind, Keep, Relocate, TaskFailed, WorkerJoined
+from .task import (
+    Block,
+    CancelledTask,
+    FetchFailedError,
+    PartitionResult,
+    Segment,
+    StageProgram,
+    Task,
+)
 
 #: errors of the system that will be the same on every worker
 _PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -42,6 +50,19 @@ class Channel(Protocol):
 
     def fence(self) -> None:
         """Tell all workers that tasks of the run's older drivers count no more."""
+
+    def keep(self, instruction: Keep) -> None:
+        """Let nodes keep blocks beyond the run; before a `release` that follows, and before `close` deletes."""
+
+    def kept(self, keys: Sequence[str]) -> list[tuple[str, Mapping[str, Sequence[PartitionResult]]]]:
+        """Ask all nodes which blocks they keep of stages, which they then don't give up during the run.
+
+        Args:
+            keys: lineage keys of stages.
+
+        Returns:
+            (node, key to results) of each node, as the blocks describe themselves.
+        """
 
     def release(self, blocks: Sequence[Block]) -> None:
         """Delete blocks, soon; those that are gone already are passed over."""

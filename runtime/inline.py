@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cloudpickle
 import pyarrow as pa
 
 from ..errors import ParameterError
+from ..lineage.owner import this_process
 from .executor import failed
 from .fetch import Fetcher
+from .kept import Kept
 from .node_store import NodeStore
 from .private_scratch import make_private_scratch
 from .run_task import run_task
-from .scheduler_events import BlocksFound, Event, Relocate, TaskFinished, WorkerJoined, WorkerLeft
-from .task import Block, CancelledTask, Segment, StageProgram, Task
+from .scheduler_events import BlocksFound, Event, Keep, Relocate, TaskFinished, WorkerJoined, WorkerLeft
+from .task import Block, CancelledTask, PartitionResult, Segment, StageProgram, Task
 from .worker_plugin import pack_program
 
 
@@ -53,6 +55,7 @@ class InlineExecutor:
         self._stores = [NodeStore(root / f"node-{number}", quota_bytes) for number in range(nodes)]
         self._stores_of = {f"inline-{n}": self._stores[n % nodes] for n in range(workers)}
         self._channels: list[InlineChannel] = []
+        self._kept: dict[str, Kept] = {}
 
     def workers(self) -> list[WorkerJoined]:
         """The logical workers that live."""
@@ -86,6 +89,10 @@ class InlineExecutor:
     def stores(self) -> list[NodeStore]:
         """The scratch folders of all living nodes."""
         return self._stores
+
+    def kept(self, store: NodeStore) -> Kept:
+        """What a node keeps between runs."""
+        return self._kept.setdefault(store.node, Kept(store))
 
     def forget(self, channel: InlineChannel) -> None:
         """A channel was closed."""
@@ -128,6 +135,16 @@ class InlineChannel:
 
     def fence(self) -> None:
         pass
+
+    def keep(self, instruction: Keep) -> None:
+        for store in self._executor.stores:
+            paths = [block.path for block in instruction.blocks if block.node == store.node]
+            owner = this_process() if instruction.storage is not None else None
+            self._executor.kept(store).keep(paths, pinned=owner is not None, owner=owner)
+
+    def kept(self, keys: Sequence[str]) -> list[tuple[str, Mapping[str, Sequence[PartitionResult]]]]:
+        stores = self._executor.stores
+        return [(store.node, self._executor.kept(store).use(self._run, keys)) for store in stores]
 
     def release(self, blocks: Sequence[Block]) -> None:
         for store in self._executor.stores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import cloudpickle
@@ -13,11 +14,14 @@ from ..lineage.restored import Fate, Restored, Result
 from ..ops.sink import StagedFile
 from ..planner.plan import PhysicalPlan, Stage
 from .scheduler_events import Restore
+from .stage_inputs import indeterminate_stages
 from .tables import parse_table
 from .task import PartitionResult
 
 #: name of the plan in the journal
 PLAN = "plan.bin"
+#: number of the attempt that left a kept block
+KEPT_ATTEMPT = -1
 #: a plan with more bytes of tables in it than this isn't kept, so its run can't be resumed
 MOST_BYTES = 64 << 20
 
@@ -69,19 +73,54 @@ def unpack_plan(data: bytes) -> PhysicalPlan:
         ) from error
 
 
-def restore(plan: PhysicalPlan, run: str, past: Restored) -> Restore:
-    """Say how a run begins that earlier drivers have begun.
+def reusable_stages(plan: PhysicalPlan, reuse: bool) -> dict[str, list[int]]:
+    """Find the stages whose blocks nodes may keep from earlier runs: lineage key to ids.
+
+    Args:
+        plan: what runs.
+        reuse: whether all stages are meant that come out the same each time; else only persisted ones.
+    """
+    excluded = indeterminate_stages(plan)
+    found: dict[str, list[int]] = {}
+    for stage in plan.stages:
+        if stage.storage is not None or (reuse and stage.sink is None and stage.id not in excluded):
+            found.setdefault(stage.key, []).append(stage.id)
+    return found
+
+
+def renamed(
+    kept: Mapping[str, Sequence[PartitionResult]], stages: Mapping[str, Sequence[int]]
+) -> tuple[PartitionResult, ...]:
+    """Return kept results as results of a run: with its numbers of stages, and an attempt that no task has.
+
+    Args:
+        kept: lineage key to results, as the blocks describe themselves.
+        stages: lineage key to the stages of the run.
+    """
+    return tuple(
+        replace(result, block=replace(result.block, stage=stage, attempt=KEPT_ATTEMPT))
+        for key, results in kept.items()
+        for stage in stages.get(key, ())
+        for result in results
+        if result.block is not None
+    )
+
+
+def restore(plan: PhysicalPlan, run: str, past: Restored | None) -> Restore:
+    """Say how a run begins of which something is there already.
 
     Args:
         plan: of the run.
         run: its id.
-        past: what their journal says.
+        past: what the journal of its earlier drivers says; None if there were none.
 
     Returns:
         The event for the scheduler. Of a sink's partitions those count whose staged files are there, or
         whose commit has begun: a commit can be repeated, whatever it has moved already.
     """
     fingerprints, finished, staged = {}, {}, []
+    if past is None:
+        return Restore({}, {}, (), {})
     for stage, results in zip(plan.stages, past.results):
         begun = any(
             name in past.committing | past.committed for name, id in plan.outputs.items() if id == stage.id

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..errors import RunFailedError
-from ..lineage.recovery import plan_recovery
+from ..lineage.recovery import Recovery, plan_recovery
 from ..ops import partitioner as partitioners
 from ..planner.plan import Exchange, PhysicalPlan
 from .failure_text import non_deterministic, partitions_text, poisonous, with_cause
@@ -31,6 +31,7 @@ from .scheduler_events import (
     Finished,
     InputsLost,
     Instruction,
+    Keep,
     Launch,
     OutputTaken,
     Progress,
@@ -89,6 +90,7 @@ class Scheduler:
         streamed: stages of outputs that wait for `Demand` events instead of running to their end.
         epoch: number of the driver among those that the run has had.
         backups: whether to back up slow attempts.
+        reuse: whether nodes shall keep results for later runs, as long as they have room.
 
     Attributes:
         now: seconds of the run, as of the last `Tick`.
@@ -108,6 +110,7 @@ class Scheduler:
         streamed: Iterable[int] = (),
         epoch: int = 0,
         backups: bool = True,
+        reuse: bool = False,
     ):
         self.plan = plan
         self.run = run
@@ -126,7 +129,7 @@ class Scheduler:
         self.placement = Placement()
         self._memory_bytes = memory_bytes
         self._quota_bytes = quota_bytes
-        self._backups = backups
+        self._backups, self._reuse = backups, reuse
         self._indeterminate = indeterminate_stages(plan)
         #: tasks with a living attempt, by id
         self._tasks: dict[int, TaskRun] = {}
@@ -142,6 +145,8 @@ class Scheduler:
         self._restricted = True
         self._finished_before: dict[tuple[int, int], int] = {}
         self._lossy = False
+        #: stages that got back blocks which nobody may need
+        self._adopted: set[int] = set()
         self._announced = False
         self._out: list[Instruction] = []
 
@@ -244,9 +249,11 @@ class Scheduler:
             self._stop_attempt(other)
 
     def _task_failed(self, event: TaskFailed) -> None:
+        worker = self.placement.workers.get(event.worker)
+        executing = [] if worker is None else worker.executing()
         attempt = self._ended(event.id, event.attempt)
-        if event.lost:
-            self._mark_lost(event.lost)
+        if event.lost and attempt is not None:
+            self._mark_lost(event.lost, attempt)
         if attempt is None or attempt.stopped:
             return
         task, stage = attempt.task, self.stages[event.stage].stage
@@ -257,7 +264,8 @@ class Scheduler:
         if event.kind is FailureKind.USER:
             self._fail(event.error)
         elif event.kind is FailureKind.LOST:
-            self._blame([attempt], event.worker, "")
+            if attempt in executing:
+                self._charge(task, event.worker, alone=len(executing) == 1)
         elif event.kind is FailureKind.FETCH:
             self._count_fetch_failure(task, event.error)
         elif event.kind is FailureKind.DISK:
@@ -298,8 +306,6 @@ class Scheduler:
             return
         if event.node in self._gone_nodes or event.node in self._limbo:
             self._out.append(Survey(event.node))
-        if self._limbo and self._limbo_ends is None:
-            self._limbo_ends = self.now + LIMBO_SECONDS
         self._gone_nodes.discard(event.node)
         slots = WorkerSlots(event.address, event.node, max(1, event.threads), event.host)
         self.placement.join(slots)
@@ -322,7 +328,7 @@ class Scheduler:
             loss.tasks, loss.recovered = len(attempts), self.now
             self.recovery.workers_lost.append(event.address)
         if cause not in (Cause.LEFT, Cause.SCHEDULER):
-            self._blame([a for a in worker.executing() if not a.stopped], event.address, node)
+            self._blame(worker.executing(), event.address, node)
         for attempt in list(worker.attempts.values()):
             if not attempt.stopped:
                 self._out.append(Cancel(self._name(attempt), event.address))
@@ -336,32 +342,37 @@ class Scheduler:
             self._limbo.add(node)
             self._limbo_ends = None
         else:
+            self._limbo.discard(node)
             self.recovery.nodes_lost.append(node)
-            self._lose_node(node)
+            self._lose_node(node, cause)
 
-    def _lose_node(self, node: str) -> None:
+    def _lose_node(self, node: str, cause: Cause) -> None:
         """The blocks of a node can't be read any more, but for those of which another one has a copy."""
         self._gone_nodes.add(node)
         self.placement.full.discard(node)
         living = self.placement.living_nodes()
-        for stage in self.stages:
-            gone = stage.lose_node(node, living)
+        lost = [(stage, gone) for stage in self.stages if len(gone := stage.lose_node(node, living))]
+        if lost and cause in (Cause.LEFT, Cause.SCHEDULER):
+            self.losses.begin(cause.value, f"node {node[:8]}", self.now).recovered = self.now
+        for stage, gone in lost:
             self._count_lost(stage, gone)
         self._lossy = True
 
     def _blame(self, executing: list[Attempt], address: str, node: str) -> None:
         """A worker died: a task that ran alone is charged; of several, all become suspects."""
         for attempt in executing:
-            task = attempt.task
-            if node:
-                task.avoid.add(node)
-            if len(executing) > 1:
-                task.company += 1
-                continue
-            task.deaths += 1
-            task.culprits.append(address)
-            if task.deaths >= MAX_DEATHS:
-                self._fail(poisonous(self.stages[task.stage].stage, task.partitions, task.culprits))
+            if not attempt.stopped:
+                attempt.task.avoid.add(node)
+                self._charge(attempt.task, address, alone=len(executing) == 1)
+
+    def _charge(self, task: TaskRun, address: str, alone: bool) -> None:
+        if not alone:
+            task.company += 1
+            return
+        task.deaths += 1
+        task.culprits.append(address)
+        if task.deaths >= MAX_DEATHS:
+            self._fail(poisonous(self.stages[task.stage].stage, task.partitions, task.culprits))
 
     def _requeue(self, task: TaskRun) -> None:
         """Let a task wait for a worker again, unless another attempt at it is under way."""
@@ -385,12 +396,25 @@ class Scheduler:
             )  # fmt: skip
             self._parked.append(again)
 
-    def _mark_lost(self, lost: Iterable[tuple[int, int, int]]) -> None:
+    def _mark_lost(self, lost: Iterable[tuple[int, int, int]], reader: Attempt | None = None) -> bool:
+        """Blocks can't be read; those that lie elsewhere by now than their reader was told can.
+
+        Returns:
+            Whether that is news.
+        """
         found: dict[int, list[int]] = {}
+        news, lost = False, list(lost)
+        told = {} if reader is None else reader.told({(stage, partition) for stage, partition, _ in lost})
         for stage_id, partition, attempt in lost:
             stage = self.stages[stage_id]
             block = stage.block(partition)
-            if block is not None and block.attempt == attempt and stage.alive[partition]:
+            if (
+                block is not None
+                and block.attempt == attempt
+                and stage.alive[partition]
+                and block.node == told.get((stage_id, partition), block.node)
+            ):
+                news = True
                 stage.orphans.append(block)
                 if not stage.use_copy(partition, self.placement.living_nodes() - {block.node}):
                     stage.alive[partition] = False
@@ -398,9 +422,10 @@ class Scheduler:
                 self._lossy = True
         if found:
             count = sum(map(len, found.values()))
-            self.losses.begin("unreadable", f"{count} blocks", self.now)
+            self.losses.begin("unreadable", f"{count} blocks", self.now).recovered = self.now
             for stage_id, partitions in found.items():
                 self._count_lost(self.stages[stage_id], np.array(partitions))
+        return news
 
     def _count_lost(self, stage: StageRun, partitions: np.ndarray) -> None:
         size = sum(block.bytes for p in partitions if (block := stage.block(int(p))) is not None)
@@ -409,13 +434,15 @@ class Scheduler:
 
     def _inputs_lost(self, event: InputsLost) -> None:
         """An attempt keeps what it has and waits; what it lacks is made again, then it is told where."""
-        self._mark_lost(event.lost)
         attempt = self._attempts.get((event.id, event.attempt))
         if attempt is None or attempt.stopped:
             return
+        news = self._mark_lost(event.lost, attempt)
         attempt.lacks = attempt.lacks | {(stage, partition) for stage, partition, _ in event.lost}
+        attempt.seceded = True
         self._lossy = True
-        self._count_fetch_failure(attempt.task, None)
+        if news:  # it could not read what was thought to be there; else it says again what is known
+            self._count_fetch_failure(attempt.task, None)
 
     def _relocate(self) -> None:
         """Tell waiting attempts where their inputs are, once all of them are there again."""
@@ -427,6 +454,7 @@ class Scheduler:
                 used = {segment.node for segment in segments.values()}
                 nodes = {node: at for node, at in self.placement.nodes().items() if node in used}
                 attempt.lacks = frozenset()
+                attempt.places.update({(s.stage, s.partition): s.node for s in segments.values()})
                 self._out.append(Relocate(self._name(attempt), attempt.worker, segments, nodes))
 
     def _roll_back(self, stage: StageRun, partition: int) -> bool:
@@ -436,7 +464,8 @@ class Scheduler:
             return False
         dependents = self.lineage.dependents(self.lineage.select(stage.stage.id, [partition]))
         for other, mask in zip(self.stages, dependents):
-            hit = mask & (other.done | other.running)
+            known = [fingerprint is not None for fingerprint in other.fingerprints]
+            hit = mask & (other.done | other.running | known)
             if (hit & other.taken).any():
                 self._fail(non_deterministic(stage.stage, partition, read=True))
                 return False
@@ -479,6 +508,8 @@ class Scheduler:
 
     def _blocks_found(self, event: BlocksFound) -> None:
         """Take results that a node has, unless there are others or their bytes aren't those expected."""
+        if event.node not in self.placement.living_nodes():
+            return  # it is gone again
         complete = event.node in self._limbo
         adopted: dict[int, list[list[object]]] = {}
         seen = set()
@@ -490,13 +521,14 @@ class Scheduler:
             seen.add((block.stage, block.partition, block.attempt))
             if stage.alive[result.index]:
                 stage.add_copy(block)
-            elif stage.fingerprints[result.index] in (None, result.fingerprint):
+            elif self._is_expected(stage, result):
                 stage.accept(result, alive=True)
                 self.losses.returned((block.stage, result.index), self.now)
                 row = [result.index, block.attempt, result.rows, block.bytes, result.fingerprint]
                 adopted.setdefault(block.stage, []).append(row)
                 self.recovery.adopted += 1
         for stage_id, rows in adopted.items():
+            self._adopted.add(stage_id)
             self._record(["adopted", stage_id, event.node, rows])
         if complete:
             self._limbo.discard(event.node)
@@ -510,9 +542,15 @@ class Scheduler:
         if adopted:
             self._drop_done_work()
 
+    def _is_expected(self, stage: StageRun, result: PartitionResult) -> bool:
+        """Whether bytes are those that count. Where they may vary, they may be of inputs that were rolled back."""
+        known = stage.fingerprints[result.index]
+        unknown_will_do = stage.stage.id not in self._indeterminate
+        return known == result.fingerprint or (known is None and unknown_will_do)
+
     def _fits(self, block: Block) -> bool:
         """Whether a block is of this plan, and readable by its consumers."""
-        if block.stage >= len(self.stages) or block.node not in self.placement.living_nodes():
+        if block.stage >= len(self.stages):
             return False
         stage = self.stages[block.stage]
         count = stage.stage.exchange.count if stage.stage.exchange else 1
@@ -531,6 +569,11 @@ class Scheduler:
                 self._stop_attempt(attempt)
                 stage.running[task.partitions] = False
                 self._tasks.pop(task.id, None)
+        self._trim_waiting()
+        self._lossy = True
+
+    def _trim_waiting(self) -> None:
+        """Take out of tasks that wait for a worker what need not be made."""
         tasks, self._parked = [*self._parked, *self.placement.drain()], []
         for task in tasks:
             done = self.stages[task.stage].done[task.partitions]
@@ -538,17 +581,17 @@ class Scheduler:
             if not done.all():
                 task.partitions = task.partitions[~done]
                 self._parked.append(task)
-        self._lossy = True
 
     def _blocks_moved(self, event: BlocksMoved) -> None:
-        moved: dict[int, list[int]] = {}
+        moved: list[list[int]] = []
         for stage_id, partition, attempt in event.parts:
             if self.stages[stage_id].move(partition, attempt, event.source, event.target):
-                moved.setdefault(stage_id, []).append(partition)
+                moved.append([stage_id, partition])
+                self._adopted.add(stage_id)
+                self.losses.returned((stage_id, partition), self.now)
         if moved:
-            parts = [[stage, partition] for stage, found in moved.items() for partition in found]
-            self._record(["moved", event.source, event.target, parts])
-            self._lossy = True
+            self._record(["moved", event.source, event.target, moved])
+            self._drop_done_work()
 
     def _restrict(self) -> None:
         """Leave out what no output needs, as something later is there already."""
@@ -590,14 +633,17 @@ class Scheduler:
             return
         if self._lossy:
             self._recover()
+        self._collect_adopted()
         self._relocate()
         if not self.finished:
             for stage in self.stages:
-                if stage.state is not StageState.FINISHED and self._ready(stage):
+                if stage.state is not StageState.FINISHED and (stage.done.all() or self._ready(stage)):
                     self._run_stage(stage)
             self._enqueue_parked()
-            while (choice := self.placement.next()) is not None:
-                self._launch(*choice)
+            self._launch_waiting()
+            if self._is_stuck():
+                self.placement.full.clear()  # there may be room again; if not, the next attempt tells
+                self._launch_waiting()
             if self._backups and not self.placement.waiting:
                 self._back_up()
         if self.finished and not self._announced:
@@ -605,17 +651,29 @@ class Scheduler:
             self._stop()
             self._out.append(Finished())
 
+    def _launch_waiting(self) -> None:
+        while (choice := self.placement.next()) is not None:
+            self._launch(*choice)
+
+    def _is_stuck(self) -> bool:
+        """Whether tasks wait, nothing runs, and only full disks are left."""
+        takers = {worker.node for worker in self.placement.workers.values() if not worker.draining}
+        runs = any(not attempt.lacks for attempt in self._attempts.values())
+        return bool(takers) and self.placement.waiting > 0 and not runs and takers <= self.placement.full
+
     def _in_limbo(self) -> bool:
         """Whether nodes of a Dask scheduler that died may still come back to the new one."""
+        if self._limbo and self._limbo_ends is None and self.placement.workers:
+            self._limbo_ends = self.now + LIMBO_SECONDS
         if self._limbo and self._limbo_ends is not None and self.now >= self._limbo_ends:
             for node in sorted(self._limbo):
                 self.recovery.nodes_lost.append(node)
-                self._lose_node(node)
+                self._lose_node(node, Cause.SCHEDULER)
             self._limbo.clear()
         return bool(self._limbo)
 
     def _ready(self, stage: StageRun) -> bool:
-        waiting = stage.state is StageState.WAITING
+        waiting = stage.state is StageState.WAITING or not stage.resolved
         awaited = stage.stage.parents if waiting else self.lineage.sources[stage.stage.id]
         return all(self.stages[parent].state is StageState.FINISHED for parent in awaited)
 
@@ -635,6 +693,7 @@ class Scheduler:
             stage.state = StageState.FINISHED
             rows = sum(result.rows for result in stage.results if result is not None)
             self._record(["stage", stage.stage.id, rows])
+            self._keep(stage)
             self._out.append(StageFinished(stage.stage.id))
             for touched in (*self.lineage.sources[stage.stage.id], stage.stage.id):
                 self._collect(self.stages[touched])
@@ -791,15 +850,18 @@ class Scheduler:
         needed = [~stage.taken & stage.is_output for stage in self.stages]
         for stage_id, partition in (part for attempt in waiting for part in attempt.lacks):
             needed[stage_id][partition] = True
-        plan = plan_recovery(
-            self.lineage,
-            present=[stage.alive | stage.running for stage in self.stages],
-            needed=needed,
-            unfinished=[~(stage.done | stage.running) for stage in self.stages],
-            segments=lambda stage: self.stages[stage].filled,
-        )
-        for stage_id, partitions in plan.steps():
-            stage = self.stages[stage_id]
+        self._stop_useless(needed)
+        under_way = self._reruns_under_way()
+        unfinished = [~(s.done | s.running | again) for s, again in zip(self.stages, under_way)]
+        plan = self._plan(needed, unfinished)
+        while self._need_samples(needed, [a | b for a, b in zip(plan.rerun, unfinished)]):
+            plan = self._plan(needed, unfinished)
+        self._give_up([again & ~rerun for again, rerun in zip(under_way, plan.rerun)])
+        for stage, rerun, again in zip(self.stages, plan.rerun, under_way):
+            partitions = np.flatnonzero(rerun & ~again)
+            if not len(partitions):
+                continue
+            stage_id = stage.stage.id
             stage.done[partitions] = False
             stage.state = StageState.RUNNING
             self._announced = False
@@ -807,6 +869,64 @@ class Scheduler:
             self.recovery.partitions_rerun.extend((stage_id, p) for p in partitions.tolist())
             self._record(["rerun", stage_id, partitions.tolist()])
         self._parked.extend(self.placement.drain())
+
+    def _plan(
+        self, needed: list[np.ndarray], unfinished: list[np.ndarray], running: list[np.ndarray] | None = None
+    ) -> Recovery:
+        running = running or [stage.running for stage in self.stages]
+        return plan_recovery(
+            self.lineage,
+            present=[stage.alive | under_way for stage, under_way in zip(self.stages, running)],
+            needed=needed,
+            unfinished=unfinished,
+            segments=lambda stage: self.stages[stage].filled,
+        )
+
+    def _reruns_under_way(self, running: bool = False) -> list[np.ndarray]:
+        """What was to be made again, and hasn't begun, or runs: it may no longer be needed."""
+        masks = self.lineage.none()
+        for stage_id, partition in self.losses.missing:
+            stage = self.stages[stage_id]
+            wanted = stage.running if running else ~(stage.running | stage.done)
+            masks[stage_id][partition] = wanted[partition] and stage.results[partition] is not None
+        return masks
+
+    def _stop_useless(self, needed: list[np.ndarray]) -> None:
+        """Cancel reruns that nobody would ask for now."""
+        again = self._reruns_under_way(running=True)
+        if not any(mask.any() for mask in again):
+            return
+        unfinished = [~(stage.done | stage.running) for stage in self.stages]
+        others = [stage.running & ~mask for stage, mask in zip(self.stages, again)]
+        useless = [a & ~b for a, b in zip(again, self._plan(needed, unfinished, others).rerun)]
+        for attempt in list(self._attempts.values()):
+            task, stage = attempt.task, self.stages[attempt.task.stage]
+            if not attempt.stopped and useless[task.stage][task.partitions].all():
+                self._stop_attempt(attempt)
+                if not task.attempts:
+                    stage.running[task.partitions] = False
+                    self._tasks.pop(task.id, None)
+        self._give_up([mask & ~stage.running for mask, stage in zip(useless, self.stages)])
+
+    def _give_up(self, masks: list[np.ndarray]) -> None:
+        """Don't make again what nobody needs any more."""
+        for stage, mask in zip(self.stages, masks):
+            stage.done[mask] = True
+            for partition in np.flatnonzero(mask).tolist():
+                self.losses.returned((stage.stage.id, partition), self.now)
+        if any(mask.any() for mask in masks):
+            self._trim_waiting()
+
+    def _need_samples(self, needed: list[np.ndarray], running: list[np.ndarray]) -> bool:
+        """Add to what is needed the samples that boundaries will be made of; say whether there were any."""
+        added = False
+        for stage, mask in zip(self.stages, running):
+            source = stage.stage.exchange.boundaries_from if stage.stage.exchange is not None else None
+            if source is not None and mask.any() and not stage.resolved:
+                absent = np.array([result is None for result in self.stages[source].results])
+                added |= bool((absent & ~needed[source]).any())
+                needed[source] |= absent
+        return added
 
     # -- ends -----------------------------------------------------------------------------------
 
@@ -817,6 +937,16 @@ class Scheduler:
             mask = stage.alive & stage.taken if stage.is_output else stage.alive.copy()
             self._release(stage, mask)
 
+    def _keep(self, stage: StageRun) -> None:
+        """Let nodes keep what a stage has made, for later runs."""
+        storage = stage.stage.storage
+        reusable = self._reuse and stage.stage.sink is None and stage.stage.id not in self._indeterminate
+        if storage is not None or reusable:
+            found = (stage.block(int(p)) for p in np.flatnonzero(stage.alive))
+            blocks = [block for block in found if block is not None and not block.is_kept]
+            if blocks:
+                self._out.append(Keep(blocks, storage))
+
     def _release(self, stage: StageRun, mask: np.ndarray) -> None:
         blocks = [b for p in np.flatnonzero(mask) if (b := stage.block(int(p))) is not None]
         if blocks or stage.orphans:
@@ -824,17 +954,27 @@ class Scheduler:
             stage.alive[partitions] = False
             gone = [*blocks, *stage.take_copies(partitions), *stage.orphans]
             stage.orphans = []
-            self.placement.full.clear()
-            self._out.append(Release([block for block in gone if not block.is_kept]))
+            self._give_back(gone)
 
     def _release_strays(self, stage: StageRun, results: Iterable[PartitionResult]) -> None:
         strays = []
         for result in results:
-            current = stage.block(result.index)
-            if result.block is not None and (current is None or not _same(current, result.block)):
+            if result.block is not None and not stage.has(result.block):
                 strays.append(result.block)
         if strays:
-            self._out.append(Release(strays))
+            self._give_back(strays)
+
+    def _give_back(self, blocks: list[Block]) -> None:
+        """Delete blocks; there is room again where they were."""
+        self.placement.full -= {block.node for block in blocks}
+        self._out.append(Release([block for block in blocks if not block.is_kept]))
+
+    def _collect_adopted(self) -> None:
+        """Release what came back though nobody will read it."""
+        for stage_id in sorted(self._adopted):
+            if self.stages[stage_id].state is StageState.FINISHED:
+                self._collect(self.stages[stage_id])
+        self._adopted.clear()
 
     def _stop(self) -> None:
         for attempt in list(self._attempts.values()):
@@ -845,6 +985,8 @@ class Scheduler:
             self.stages[task.stage].queued[task.partitions] = False
         self._tasks.clear()
         self._parked.clear()
+        if self.finished:
+            self._give_up(self._reruns_under_way())
 
     def _stop_attempt(self, attempt: Attempt) -> None:
         """Cancel an attempt; it holds its thread until it answers."""
@@ -875,7 +1017,3 @@ class Scheduler:
 
     def _record(self, record: list[object]) -> None:
         self._out.append(Record([record]))
-
-
-def _same(a: Block, b: Block) -> bool:
-    return (a.partition, a.attempt, a.node, a.path) == (b.partition, b.attempt, b.node, b.path)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..planner.plan import Storage
 from .task import Block, PartitionResult, Segment, StageProgram, Task, TaskResult
 
 
@@ -269,6 +270,19 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Keep:
+    """Let the nodes keep these blocks beyond the run, in the order of instructions: before they are released.
+
+    Attributes:
+        blocks: of one stage.
+        storage: how a user asked for it; None if it is just for reuse, as long as there is room.
+    """
+
+    blocks: Sequence[Block]
+    storage: Storage | None = None
+
+
+@dataclass(frozen=True)
 class Survey:
     """Ask a node which results of the run it has; `BlocksFound` answers."""
 
@@ -312,7 +326,17 @@ class Failed:
 
 
 Instruction = (
-    Record | StageReady | Launch | Cancel | Relocate | Release | Survey | StageFinished | Finished | Failed
+    Record
+    | StageReady
+    | Launch
+    | Cancel
+    | Relocate
+    | Keep
+    | Release
+    | Survey
+    | StageFinished
+    | Finished
+    | Failed
 )
 
 
