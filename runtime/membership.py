@@ -17,6 +17,8 @@ from .worker_plugin import HeadwaterWorkerPlugin
 _ANSWER_SECONDS = 5.0
 _ASK_AGAIN_SECONDS = 0.05
 _ATTEMPTS = 200
+#: seconds that a worker which Dask has removed may take to hand over its blocks
+_FAREWELL_SECONDS = 20.0
 
 Listener = Callable[[WorkerJoined | WorkerLeft | WorkerDraining], None]
 
@@ -35,6 +37,8 @@ class Membership:
         self._joined: dict[str, WorkerJoined] = {}
         #: addresses that Dask knows, whether they have answered or not
         self._known: set[str] = set()
+        #: those that said that they will leave
+        self._draining: set[str] = set()
         self._listeners: list[Listener] = []
         self._greetings: set[asyncio.Task[None]] = set()
         self._monitor = HealthMonitor(client, self.left)
@@ -80,6 +84,7 @@ class Membership:
         self._monitor.forget(address)
         with self._lock:
             self._known.discard(address)
+            self._draining.discard(address)
             if self._joined.pop(address, None) is not None:
                 for listener in self._listeners:
                     listener(WorkerLeft(address, cause, silent))
@@ -102,7 +107,11 @@ class Membership:
             self._greetings.add(task)
             task.add_done_callback(self._greetings.discard)
         elif message.get("action") == "remove-worker":
-            self.left(message["worker"])
+            if message["worker"] in self._draining:  # it may still be handing over its blocks, and tells when it has
+                loop = asyncio.get_running_loop()
+                loop.call_later(_FAREWELL_SECONDS, self.left, message["worker"], Cause.LEFT)
+            else:
+                self.left(message["worker"])
 
     def _on_farewell(self, event: tuple[float, Any]) -> None:
         """A worker says that it will leave, or that it has handed over what it had."""
@@ -113,6 +122,7 @@ class Membership:
             self.left(message["worker"], Cause.LEFT)
         elif message.get("kind") == "draining":
             with self._lock:
+                self._draining.add(message["worker"])
                 for listener in self._listeners:
                     listener(WorkerDraining(message["worker"]))
 
