@@ -67,7 +67,7 @@ class ChaosResult:
         outcome, clean: of the two runs.
         differences: what isn't the same; nothing, if all is well.
         orphans: processes that the run left.
-        leftovers: files that the run left on nodes that were there when it ended, by node.
+        leftovers: files that the run left on nodes that were there when it ended, and not hung, by node.
     """
 
     faults: Sequence[Fault]
@@ -169,10 +169,11 @@ def run_under(
     injector = Injector(cluster, faults, seed, lambda: holder[-1].kill(), replace, QUOTA_BYTES)
     try:
         outcome = _run(file, params, cluster, injector, limit, holder)
+        present = [node for node in cluster.nodes if node.lives() and node.id in outcome.nodes]
         missed = injector.pending
         injector.end()
         cluster.resume_stopped()
-        orphans, leftovers = cluster.settle([node for node in cluster.nodes if node.id in outcome.nodes])
+        orphans, leftovers = cluster.settle(present)
     finally:
         injector.end()
         for driver in holder:
