@@ -112,7 +112,8 @@ class Fetcher:
         """Wait for these nodes no longer. Call in the event loop.
 
         Args:
-            nodes: ids of dead nodes; as a mapping, with the addresses of the workers they had.
+            nodes: ids of dead nodes; as a mapping, with the addresses of the workers they had. Then a transfer
+                that asks newer workers of the node goes on.
         """
         if self._peers is None:
             return
@@ -120,7 +121,7 @@ class Fetcher:
             transfers = list(self._transfers)
         for node in nodes:
             known = list(nodes[node]) if isinstance(nodes, Mapping) else []
-            asked = [address for transfer in transfers for address in transfer.abandon(node)]
+            asked = [address for transfer in transfers for address in transfer.abandon(node, known)]
             self._peers.bury([*known, *asked])
 
     def transfer(

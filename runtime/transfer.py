@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,20 +119,26 @@ class Transfer:
             self._future.cancel()
         self._region.release()
 
-    def abandon(self, node: str) -> list[str]:
+    def abandon(self, node: str, addresses: Collection[str] = ()) -> Sequence[str]:
         """Wait for a node no longer; what has yet to come from it is lost.
+
+        Args:
+            node: its id.
+            addresses: of its dead workers, where they are known. Nothing happens if others are asked, too.
 
         Returns:
             The addresses that were asked.
         """
-        conversation = self._conversations.get(node)
-        if node not in self._by_node or (conversation is not None and conversation.done()):
-            return []
+        conversation, asked = self._conversations.get(node), self._addresses.get(node, ())
+        if not asked or (conversation is not None and conversation.done()):
+            return ()
+        if addresses and not set(asked) <= set(addresses):
+            return ()
         self._causes.append(ConnectionAbortedError(f"node {node} was declared dead"))
         self._lose(self._by_node[node], node)
         if conversation is not None:
             conversation.cancel()
-        return list(self._addresses[node])
+        return asked
 
     def _raise(self) -> None:
         if self._lost:

@@ -375,6 +375,20 @@ class TestRelocation:
             table = pa.concat_tables(inputs.tables(segments, SCHEMA))
         assert table.equals(pa.concat_tables([rows(i) for i in range(4)]))
 
+    def test_newer_workers_of_a_node_are_not_given_up_with_older_ones(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fetcher, segments = nodes.fetcher(), mixed(nodes, 4)
+        serve = nodes.workers[1].handlers["headwater_fetch"]
+
+        async def told(ranges: Any, check: Any = ()) -> Any:
+            fetcher.abandon({nodes.b.node: [DEAD]})
+            return await serve(ranges, check)
+
+        monkeypatch.setitem(nodes.workers[1].handlers, "headwater_fetch", told)
+        with fetcher.open(segments, nodes.addresses) as inputs:
+            assert pa.concat_tables(inputs.tables(segments, SCHEMA)).num_rows == 400
+
     def test_without_relocation_a_dead_node_is_an_error(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
