@@ -87,6 +87,8 @@ class DaskChannel:
         self._closed = False
         #: living workers: address to node
         self._nodes: dict[str, str] = {}
+        #: addresses of workers that are gone, by node
+        self._gone: dict[str, list[str]] = {}
         #: attempts of an old scheduler, which their workers may still run
         self._stale: list[str] = []
         self._lost_since: float | None = None
@@ -256,8 +258,10 @@ class DaskChannel:
                 self._spawn(self._tell, [event.address], "fence", epoch=self._epoch)
         elif isinstance(event, WorkerLeft):
             node = self._nodes.pop(event.address, None)
-            if node is not None and node not in self._nodes.values() and event.cause is not Cause.LEFT:
-                self._spawn(self._bury, node)
+            if node is not None:
+                self._gone.setdefault(node, []).append(event.address)
+                if node not in self._nodes.values() and event.cause is not Cause.LEFT:
+                    self._spawn(self._bury, {node: self._gone[node]})
 
     def _detach(self) -> None:
         self._closed = True
@@ -393,10 +397,10 @@ class DaskChannel:
         calls = (self._call(address, operation, _ANSWER_SECONDS, **arguments) for address in addresses)
         return [answer for answer in await asyncio.gather(*calls) if answer is not None]
 
-    async def _bury(self, node: str) -> None:
-        """Keep the workers from waiting for a node that is gone."""
+    async def _bury(self, nodes: dict[str, list[str]]) -> None:
+        """Keep the workers from waiting for the workers of nodes that are gone."""
         addresses = [worker.address for worker in self._membership.workers()]
-        await asyncio.gather(*(self._ask(at, "dead", _ANSWER_SECONDS, nodes=[node]) for at in addresses))
+        await asyncio.gather(*(self._ask(at, "dead", _ANSWER_SECONDS, nodes=nodes) for at in addresses))
 
     async def _call(
         self, address: str, operation: str, seconds: float, **arguments: Any

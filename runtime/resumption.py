@@ -6,11 +6,10 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import cloudpickle
-
 from ..errors import SerializationError
 from ..lineage.graph import LineageGraph
 from ..lineage.restored import Fate, Restored, Result
+from ..ops.pickling import dumps
 from ..ops.sink import StagedFile
 from ..planner.plan import PhysicalPlan, Stage
 from .scheduler_events import Restore
@@ -49,7 +48,7 @@ def pack_plan(plan: PhysicalPlan) -> bytes | None:
         SerializationError: something in it can't be pickled.
     """
     try:
-        data = cloudpickle.dumps(replace(plan, trace=()))
+        data = dumps(replace(plan, trace=()))
     except Exception as error:
         raise SerializationError(
             f"the pipeline can't be sent to the workers: {error}. "

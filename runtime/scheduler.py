@@ -58,6 +58,7 @@ from .stage_run import (
     broadcast_inputs,
     fan_in,
     input_sizes,
+    is_same,
     new_places,
     partition_input,
 )
@@ -784,14 +785,22 @@ class Scheduler:
             if stage.state is not StageState.RUNNING or not stage.finished_tasks:
                 continue
             unit = unit_seconds(stage.finished_tasks, stage.tasks_cut)
+            hopeless: set[int] = set()
             while unit is not None and (idle := self.placement.idle()):
-                running = [a for a in self._attempts.values() if self._may_be_backed_up(a, stage)]
+                running = [
+                    a
+                    for a in self._attempts.values()
+                    if a.task.id not in hopeless and self._may_be_backed_up(a, stage)
+                ]
                 views = [self._view(attempt, unit) for attempt in running]
                 chosen = choose_backup(views, stage.backups, *self._backup_seconds(unit))
                 if chosen is None:
                     break
                 slow, view = running[chosen], views[chosen]
                 self._find_slow(slow, view)
+                if not self._inputs_alive(slow.task):  # it has read them
+                    hopeless.add(slow.task.id)
+                    continue
                 others = [worker for worker in idle if worker.address != slow.worker]
                 if not others:
                     break
@@ -803,6 +812,11 @@ class Scheduler:
         task = attempt.task
         alone = len(task.attempts) == 1 and not task.suspect
         return task.stage == stage.stage.id and alone and not attempt.stopped and not attempt.lacks
+
+    def _inputs_alive(self, task: TaskRun) -> bool:
+        chosen = self.lineage.select(task.stage, task.partitions.tolist())
+        parents = self.lineage.parents(chosen, lambda stage: self.stages[stage].filled)
+        return not any((mask & ~stage.alive).any() for mask, stage in zip(parents, self.stages))
 
     def _view(self, attempt: Attempt, unit: float) -> RunningAttempt:
         worker = self.placement.workers[attempt.worker]
@@ -888,7 +902,7 @@ class Scheduler:
         for stage_id, partition in self.losses.missing:
             stage = self.stages[stage_id]
             wanted = stage.running if running else ~(stage.running | stage.done)
-            masks[stage_id][partition] = wanted[partition] and stage.results[partition] is not None
+            masks[stage_id][partition] = wanted[partition]
         return masks
 
     def _stop_useless(self, needed: list[np.ndarray]) -> None:
@@ -957,11 +971,9 @@ class Scheduler:
             self._give_back(gone)
 
     def _release_strays(self, stage: StageRun, results: Iterable[PartitionResult]) -> None:
-        strays = []
-        for result in results:
-            if result.block is not None and not stage.has(result.block):
-                strays.append(result.block)
+        strays = [r.block for r in results if r.block is not None and not stage.has(r.block)]
         if strays:
+            stage.orphans = [o for o in stage.orphans if not any(is_same(o, stray) for stray in strays)]
             self._give_back(strays)
 
     def _give_back(self, blocks: list[Block]) -> None:

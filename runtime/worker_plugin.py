@@ -19,6 +19,7 @@ from distributed.comm import get_address_host
 from tblib import pickling_support
 
 from ..errors import ClusterError, HeadwaterError, SerializationError
+from ..ops.pickling import dumps
 from .admission import Admission
 from .beacon_keeper import BeaconKeeper
 from .broadcast import BroadcastCache
@@ -62,7 +63,7 @@ def pack_program(program: StageProgram) -> bytes:
         SerializationError: something in it can't be sent to workers.
     """
     try:
-        return cloudpickle.dumps(program)
+        return dumps(program)
     except Exception as error:
         raise SerializationError(
             f"stage {program.stage} ({program.label}) can't be sent to the workers: {error}. "

@@ -198,7 +198,7 @@ def test_process_that_dies_takes_only_its_running_tasks_along(one_node, clean_di
     recovery = outcome.report.recovery
     assert (recovery.workers_lost, recovery.nodes_lost) == (1, 0)
     assert recovery.partitions_rerun == {}
-    assert recovery.tasks_retried >= 1
+    assert recovery.tasks_retried + recovery.backups >= 1  # a backup may have it already
 
 
 def test_process_killed_from_outside(one_node, clean_digest, gate):
