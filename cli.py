@@ -446,6 +446,7 @@ def _output_text(name: str, result: RunResult) -> str:
 
 def _summary(result: RunResult) -> str:
     from .runtime.display import bytes_text, plural, seconds_text
+    from .runtime.recovery_text import recovery_lines
 
     report = result.report
     local = sum(stage.local_bytes for stage in report.stages)
@@ -453,7 +454,8 @@ def _summary(result: RunResult) -> str:
     tasks = sum(stage.tasks for stage in report.stages)
     work = f"{plural(len(report.stages), 'stage')}, {plural(tasks, 'task')}, {seconds_text(report.seconds)}"
     moved = f"{bytes_text(local)} read on their node and {bytes_text(remote)} from others"
-    return f"Run {report.run}: {work}, {moved}."
+    recovery = recovery_lines(report.to_dict()["recovery"], report.seconds)
+    return "\n".join([f"Run {report.run}: {work}, {moved}.", *recovery])
 
 
 def _runs_text(runs: Sequence[Any]) -> str:
