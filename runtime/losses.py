@@ -110,9 +110,10 @@ class Losses:
         if loss is not None:
             loss.returned += 1
 
-    def is_missing(self, part: Part) -> bool:
-        """Whether a finished partition waits to be made again."""
-        return part in self._missing
+    @property
+    def missing(self) -> list[Part]:
+        """Finished partitions that wait to be made again."""
+        return list(self._missing)
 
     def _end(self, part: Part, now: float) -> Loss | None:
         loss = self._missing.pop(part, None)

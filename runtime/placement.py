@@ -8,7 +8,7 @@ queue if moving the bytes costs less than the wait there: estimated from sizes, 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,6 +79,8 @@ class Attempt:
         backup: whether another try was under way when it started.
         share: of its input, 0 to 1, that it has read.
         lacks: (stage, partition) of the inputs that it waits for, having given its thread back.
+        seceded: whether it has ever waited so; it runs on a thread of its own since.
+        places: node of each (stage, partition) whose place it was told again.
         stopped: whether it was cancelled; it holds its thread until it answers.
     """
 
@@ -90,7 +92,16 @@ class Attempt:
     backup: bool = False
     share: float = 0.0
     lacks: frozenset[tuple[int, int]] = frozenset()
+    seceded: bool = False
+    places: dict[tuple[int, int], str] = field(default_factory=dict)
     stopped: bool = False
+
+    def told(self, parts: Collection[tuple[int, int]]) -> dict[tuple[int, int], str]:
+        """Say on which node it was told, last, that each of these blocks is."""
+        slots = [slot for item in self.record.partitions for slot in item.slots.values()]
+        given = [s for slot in (*slots, *self.record.broadcast.values()) if isinstance(slot, tuple) for s in slot]
+        first = {(s.stage, s.partition): s.node for s in given if (s.stage, s.partition) in parts}
+        return {**first, **self.places}
 
 
 @dataclass(eq=False)
@@ -133,16 +144,16 @@ class WorkerSlots:
     def open(self) -> bool:
         """Whether it takes another task: one more than threads, so that none waits for the driver."""
         room = self.threads if self.slow else self.threads + 1
-        alone = any(a.task.suspect and not a.stopped for a in self.attempts.values())
+        alone = any(a.task.suspect and not a.stopped and not a.lacks for a in self.attempts.values())
         return not self.draining and self.occupied < room and not alone
 
     def executing(self) -> list[Attempt]:
-        """The attempts that have begun: threads take them in the order of their launch."""
+        """The attempts that run: threads take them in the order of their launch, and leave those that wait."""
         begun, free = [], self.threads
         for attempt in self.attempts.values():
-            if attempt.lacks or free > 0:
+            if not attempt.lacks and (attempt.seceded or free > 0):
                 begun.append(attempt)
-            free -= not attempt.lacks
+            free -= not attempt.seceded
         return begun
 
 
@@ -260,7 +271,7 @@ class Placement:
         if suspect is not None and free:
             elsewhere = [worker for worker in free if worker.node not in suspect.avoid]
             drained = (elsewhere or free)[0]
-            if not drained.attempts:
+            if not drained.occupied:
                 self._suspects.discard(suspect)
                 return suspect, drained
             free.remove(drained)
@@ -291,8 +302,11 @@ class Placement:
             return False
         if not worker.slow:
             return True
-        others = sum(w.threads for w in self.workers.values() if not w.slow and not w.draining)
+        others = sum(w.threads for w in self.workers.values() if not w.slow and self._takes_tasks(w))
         return self.waiting >= worker.pace * others
+
+    def _takes_tasks(self, worker: WorkerSlots) -> bool:
+        return not worker.draining and worker.node not in self.full
 
     def _local(self, worker: WorkerSlots) -> tuple[_Queue, TaskRun] | None:
         heads = [
@@ -307,7 +321,8 @@ class Placement:
             return None
         threads: dict[str, int] = {}
         for other in self.workers.values():
-            threads[other.node] = threads.get(other.node, 0) + other.threads
+            if self._takes_tasks(other) and self._is_worth(other):
+                threads[other.node] = threads.get(other.node, 0) + other.threads
         best: tuple[float, tuple[int, int, int], _Queue, TaskRun] | None = None
         for node, queue in self._by_node.items():
             if node == worker.node or not len(queue):
@@ -316,7 +331,7 @@ class Placement:
                 moved = task.local.get(node, 0.0) - task.local.get(worker.node, 0.0)
                 wait = task.seconds * (1 + len(queue) / max(1, threads.get(node, 0)))
                 if node in threads and moved / BANDWIDTH > wait:
-                    continue
+                    continue  # else nobody there will take it
                 if best is None or (moved, task.priority) < best[:2]:
                     best = (moved, task.priority, queue, task)
         return None if best is None else best[2:]

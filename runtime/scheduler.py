@@ -597,9 +597,6 @@ class Scheduler:
     def _restrict(self) -> None:
         """Leave out what no output needs, as something later is there already."""
         self._restricted = True
-        if not any(stage.alive.any() for stage in self.stages):
-            self._finished_before = {}
-            return
         graph = with_samples(self.plan, [stage.exchange for stage in self.stages])
         plan = plan_recovery(
             graph,
@@ -864,9 +861,9 @@ class Scheduler:
         needed = [~stage.taken & stage.is_output for stage in self.stages]
         for stage_id, partition in (part for attempt in waiting for part in attempt.lacks):
             needed[stage_id][partition] = True
-        self._stop_useless(needed)
         under_way = self._reruns_under_way()
         unfinished = [~(s.done | s.running | again) for s, again in zip(self.stages, under_way)]
+        self._stop_useless(needed, unfinished)
         plan = self._plan(needed, unfinished)
         while self._need_samples(needed, [a | b for a, b in zip(plan.rerun, unfinished)]):
             plan = self._plan(needed, unfinished)
@@ -905,12 +902,11 @@ class Scheduler:
             masks[stage_id][partition] = wanted[partition]
         return masks
 
-    def _stop_useless(self, needed: list[np.ndarray]) -> None:
+    def _stop_useless(self, needed: list[np.ndarray], unfinished: list[np.ndarray]) -> None:
         """Cancel reruns that nobody would ask for now."""
         again = self._reruns_under_way(running=True)
         if not any(mask.any() for mask in again):
             return
-        unfinished = [~(stage.done | stage.running) for stage in self.stages]
         others = [stage.running & ~mask for stage, mask in zip(self.stages, again)]
         useless = [a & ~b for a, b in zip(again, self._plan(needed, unfinished, others).rerun)]
         for attempt in list(self._attempts.values()):

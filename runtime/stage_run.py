@@ -101,8 +101,18 @@ class StageRun:
 
     @property
     def filled(self) -> np.ndarray | None:
-        """Bytes of each segment as `lengths`, or None as long as no partition tells how many there are."""
-        return None if self.offsets is None else self.lengths
+        """Bytes of each segment as `lengths`, or None as long as no partition tells how many there are.
+
+        Segments of a partition without a result may hold something: they count as one byte.
+        """
+        if self.offsets is None:
+            return None
+        unknown = [p for p, result in enumerate(self.results) if result is None]
+        if not unknown:
+            return self.lengths
+        filled = self.lengths.copy()
+        filled[unknown] = 1
+        return filled
 
     @property
     def block_bytes(self) -> np.ndarray:
@@ -123,11 +133,27 @@ class StageRun:
             self.offsets[index] = block.offsets
             self._lengths = None
             result = replace(result, block=replace(block, offsets=self.offsets[index]))
+            self._claim(block)
+            self.attempts[index] = max(self.attempts[index], block.attempt + 1)
         self.results[index] = result
         self.fingerprints[index] = result.fingerprint
         self.done[index] = True
         self.running[index] = False
         self.alive[index] = alive or block is None
+
+    def _claim(self, block: Block) -> None:
+        """A block counts: it is neither given up nor a copy, and copies are of the same bytes."""
+        self.orphans = [other for other in self.orphans if not is_same(other, block)]
+        others = [copy for copy in self.copies.pop(block.partition, ()) if not is_same(copy, block)]
+        same = [copy for copy in others if copy.fingerprint == block.fingerprint]
+        self.orphans += [copy for copy in others if copy.fingerprint != block.fingerprint]
+        if same:
+            self.copies[block.partition] = same
+
+    def has(self, block: Block) -> bool:
+        """Whether a block is the one that counts, or a copy of it."""
+        known = (self.block(block.partition), *self.copies.get(block.partition, ()))
+        return any(other is not None and is_same(other, block) for other in known)
 
     def differs(self, result: PartitionResult) -> bool:
         """Whether a partition came out otherwise than the first time."""
@@ -137,6 +163,7 @@ class StageRun:
         """Make partitions as if they had never been computed; their blocks are gone."""
         for mask in (self.done, self.alive, self.running):
             mask[partitions] = False
+        self.orphans += self.take_copies(partitions.tolist())
         for partition in partitions.tolist():
             self.results[partition] = self.fingerprints[partition] = None
         if self.state is StageState.FINISHED:
@@ -172,6 +199,7 @@ class StageRun:
         known = [current, *self.copies.get(block.partition, ())]
         same = current is not None and current.fingerprint == block.fingerprint
         if same and all(block.node != other.node for other in known if other is not None):
+            self.orphans = [other for other in self.orphans if not is_same(other, block)]
             self.copies.setdefault(block.partition, []).append(block)
 
     def use_copy(self, partition: int, living: Collection[str]) -> bool:
@@ -217,6 +245,11 @@ class StageRun:
         """Add what a task of this stage did."""
         names = [f.name for f in fields(Metrics)]
         self.metrics = Metrics(**{n: getattr(self.metrics, n) + getattr(metrics, n) for n in names})
+
+
+def is_same(a: Block, b: Block) -> bool:
+    """Whether two records are of one file."""
+    return (a.partition, a.attempt, a.node, a.path) == (b.partition, b.attempt, b.node, b.path)
 
 
 def input_sizes(
