@@ -124,6 +124,10 @@ def demo(rows: int, output: str | None, workers: int | None, report_json: str | 
 @_outputs
 @click.option("--scheduler", metavar="ADDRESS", help="Join a running Dask scheduler, as tcp://host:8786.")
 @_workers
+@click.option(
+    "--reuse", is_flag=True, help="Keep results of stages on the nodes, and begin with what they kept before."
+)
+@click.option("--kept", metavar="SIZE", help="Most bytes that a node keeps between runs, as '20 GB'.")
 @_report
 @_quiet
 @_debug
@@ -133,6 +137,8 @@ def run(
     outputs: tuple[str, ...],
     scheduler: str | None,
     workers: int | None,
+    reuse: bool,
+    kept: str | None,
     report_json: str | None,
     quiet: bool,
 ) -> None:
@@ -142,7 +148,7 @@ def run(
             "--workers starts a local cluster, --scheduler joins a running one: give one of them."
         )
     pipeline, datasets = _declare(file, params, outputs)
-    _run(pipeline.name, datasets, scheduler, workers or 4, report_json, quiet)
+    _run(pipeline.name, datasets, scheduler, workers or 4, report_json, quiet, reuse=reuse, kept=kept)
 
 
 @cli.command()
@@ -400,6 +406,7 @@ def _run(
     report_json: str | None,
     quiet: bool,
     options: PlanOptions | None = None,
+    **storage: Any,
 ) -> None:
     from .session import Session
 
@@ -407,7 +414,7 @@ def _run(
         Path(report_json).parent.mkdir(parents=True, exist_ok=True)
     _state().running = True
     with (
-        Session(address, workers=workers, progress=not quiet, options=options) as session,
+        Session(address, workers=workers, progress=not quiet, options=options, **storage) as session,
         _reported(report_json),
         session.run(datasets, name=name) as result,
     ):

@@ -12,6 +12,7 @@ from .ops.aggregate import Aggregate, Aggregation
 from .ops.expressions import Expr, col, lit
 from .ops.expressions.expr import AggregateCall, Alias, Column
 from .ops.node import Node
+from .ops.persist import Persist
 from .ops.project import Project
 
 Named = tuple[tuple[str, Expr], ...]
@@ -218,9 +219,9 @@ def _common_integer(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
 def row_identity(node: Node) -> str:
     """Name the rows of a dataset, whatever columns they have: the lineage key below all projections.
 
-    A sample draws by it, so that computing a column first doesn't change which rows are drawn.
+    A sample draws by it, so that computing a column first, or persisting, doesn't change which rows are drawn.
     """
-    while isinstance(node, Project):
+    while isinstance(node, Project | Persist):
         node = node.input
     return node.key
 

@@ -34,6 +34,7 @@ from .ops.limit import Limit
 from .ops.map_batches import MapBatches, check_picklable, declared_output, infer_output
 from .ops.morsels import rechunk
 from .ops.node import Node, listed, plan_text
+from .ops.persist import Persist
 from .ops.prep import Chain
 from .ops.project import Project
 from .ops.repartition import Repartition
@@ -493,6 +494,55 @@ class Dataset:
         if kind != "hash":
             raise ParameterError(f"repartition(kind={kind!r}): write 'hash' or 'range'.")
         return self._then(Repartition, "hash", count, names)
+
+    # -- between runs ------------------------------------------------------------------------------
+
+    def persist(self, level: Literal["disk", "memory"] = "disk", replicas: int = 1) -> Dataset:
+        """Keep the rows on the nodes once a run has computed them, for the runs that follow.
+
+        Lazy: the first run that needs the rows computes and keeps them, later ones read them there. What a node
+        took with it is computed again, and only that. Blocks stay for as long as this process lives, or until
+        `unpersist`; then they go when a node needs the room.
+
+        Args:
+            level: "disk" keeps them in the nodes' scratch folders, and lets the system hold in memory
+                what is read; "memory" makes it hold them there, as far as it allows.
+            replicas: on how many nodes each partition is kept, if there are so many.
+
+        Returns:
+            A dataset with the same rows. Only what is made from the returned one reads them.
+
+        Raises:
+            ParameterError: another level, or less than one replica.
+
+        Example:
+            >>> import headwater as hw
+            >>> with hw.Session("inline") as session:
+            ...     squares = hw.range(4).select(square=hw.col("id") ** 2).persist()
+            ...     squares.count(), squares.agg(most=hw.max("square")).compute().to_pylist()
+            (4, [{'most': 9}])
+        """
+        node = self._readable()
+        return Dataset(Persist(node.input if isinstance(node, Persist) else node, level, replicas))
+
+    def unpersist(self, session: Session | None = None) -> int:
+        """Let go of what `persist` kept; rows that a run reads at the moment go when room is needed.
+
+        Args:
+            session: whose nodes; None takes the current one.
+
+        Returns:
+            The bytes set free on the nodes.
+
+        Raises:
+            ParameterError: the dataset isn't one that `persist` returned.
+        """
+        if not isinstance(self.node, Persist):
+            raise ParameterError(
+                "unpersist() is for a dataset that persist() returned, as kept = ds.persist(); ...; "
+                f"kept.unpersist(). This one ends in {type(self.node).__name__}."
+            )
+        return session_or_current(session).unpersist(self.node)
 
     # -- sinks -------------------------------------------------------------------------------------
 

@@ -132,6 +132,12 @@ class Session:
             ``~/.local/state``; False writes none.
         options: the planner's numbers.
         backup_tasks: whether a slow task gets a second attempt beside it, on a thread that has nothing else to do.
+        reuse: whether nodes keep the result of every stage for later runs, as long as they have room, and runs
+            begin with what is kept. A local session then takes a scratch folder that stays, see ``scratch``:
+            ``$HEADWATER_SCRATCH``, or ``$HEADWATER_HOME/scratch``, or a user's own under the temporary folder.
+        kept: most bytes that a node keeps between runs, of ``reuse`` and `Dataset.persist` together; None is half of
+            ``quota``, or, without one, half of the free disk. A cluster that is joined keeps the bound that
+            its first session gave.
 
     Raises:
         ClusterError: the scheduler can't be reached.
@@ -157,6 +163,8 @@ class Session:
         journal: str | Path | bool | None = None,
         options: PlanOptions | None = None,
         backup_tasks: bool = True,
+        reuse: bool = False,
+        kept: int | str | None = None,
     ):
         if options is not None and not isinstance(options, PlanOptions):
             raise TypeMismatchError(f"Session(options={options!r}): write hw.PlanOptions(...).")
@@ -166,6 +174,8 @@ class Session:
         self._threads = _positive(threads_per_worker, "threads_per_worker")
         self._memory_limit = _bytes(memory_limit, "memory_limit")
         self._quota = _bytes(quota, "quota")
+        self._reuse = bool(reuse)
+        self._kept = _bytes(kept, "kept")
         self._scratch = scratch
         self._progress = progress
         self._journal = journal
@@ -212,10 +222,16 @@ class Session:
         self.close()
 
     def _open(self) -> Executor:
+        if self._reuse and self._scratch is None and self.address in (None, "inline"):
+            from .runtime.private_scratch import lasting_scratch
+
+            self._scratch = lasting_scratch()
         if self.address == "inline":
             from .runtime.inline import InlineExecutor
 
-            return InlineExecutor(self._workers, scratch=self._scratch, quota_bytes=self._quota)
+            return InlineExecutor(
+                self._workers, scratch=self._scratch, quota_bytes=self._quota, kept_bytes=self._kept
+            )
         from .runtime.cluster import open_executor
 
         return open_executor(
@@ -225,6 +241,7 @@ class Session:
             memory_limit=self._memory_limit,
             scratch=self._scratch,
             quota_bytes=self._quota,
+            kept_bytes=self._kept,
         )
 
     # -- work --------------------------------------------------------------------------------------
@@ -304,6 +321,7 @@ class Session:
                 lease=lease,
                 past=past,
                 backups=self._backups,
+                reuse=self._reuse,
             )
         except BaseException:
             lease.release()
@@ -327,6 +345,21 @@ class Session:
             self._driver(physical, name, observer, stream="result") as driver,
         ):
             yield from driver.iter_output("result")
+
+    def unpersist(self, output: Any) -> int:
+        """Delete what nodes keep of a persisted dataset; see `Dataset.unpersist`.
+
+        Args:
+            output: the dataset (or node).
+
+        Returns:
+            The bytes set free.
+        """
+        physical = plan({"result": output}, self.options)
+        stage = physical.stages[physical.outputs["result"]]
+        self.start()
+        assert self._executor is not None
+        return self._executor.drop_kept([stage.key])
 
     def explain(self, outputs: Mapping[str, Any]) -> str:
         """Return the plans of outputs as text; runs nothing."""
@@ -370,6 +403,7 @@ class Session:
                 pipeline=name,
                 lease=lease,
                 backups=self._backups,
+                reuse=self._reuse,
             )
         except BaseException:
             if lease is not None:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from ..ops.node import Node
-from .plan import BlockLeaf, BroadcastLeaf, PhysicalPlan, RuleEvent, ScanLeaf, ShuffleLeaf, Stage, all_leaves
+from .plan import (
+    BlockLeaf,
+    BroadcastLeaf,
+    PhysicalPlan,
+    RuleEvent,
+    ScanLeaf,
+    ShuffleLeaf,
+    Stage,
+    Storage,
+    all_leaves,
+)
 from .rewrite import Roots, consumers
 from .text import human_bytes, human_rows
 
@@ -111,6 +122,8 @@ def physical_lines(plan: PhysicalPlan) -> Iterator[str]:
             yield f"    sample: [{', '.join(str(key) for key in stage.sample)}]"
         if stage.sink is not None:
             yield f"    sink: {stage.sink.describe()}"
+        if stage.storage is not None:
+            yield f"    kept: {_storage_text(stage.storage)}"
     moved = sum(stage.exchange is not None for stage in plan.stages)
     yield f"Exchanges: {moved}, about {human_bytes(exchange_bytes(plan))} in all"
 
@@ -166,4 +179,9 @@ def _stage_dict(stage: Stage) -> dict[str, Any]:
         "exchange": None if exchange is None else exchange.partitioner.describe(),
         "boundaries_from": None if exchange is None else exchange.boundaries_from,
         "sink": None if stage.sink is None else stage.sink.describe(),
+        "kept": None if stage.storage is None else asdict(stage.storage),
     }
+
+
+def _storage_text(storage: Storage) -> str:
+    return f"{storage.level}, {storage.replicas} replica{'s' * (storage.replicas != 1)}"

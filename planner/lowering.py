@@ -38,6 +38,7 @@ from .rewrite import title
 from .rules.column_pruning import column_pruning
 from .rules.redundant_operators import redundant_operators
 from .scans import EmptySource, kept_splits
+from .sealing import Sealed
 from .sizes import estimate, partition_count
 from .stages import Fragment, StageBuilder
 from .widths import row_width
@@ -55,6 +56,8 @@ class Lowering:
 
     def __post_init__(self) -> None:
         self._splits: dict[int, tuple[Source, tuple[Split, ...]]] = {}
+        #: what reads the stage of each sealed leaf that stands for something persisted
+        self.persisted: dict[Node, Fragment] = {}
 
     def enabled(self, rule: str) -> bool:
         """Whether a physical rule may fire."""
@@ -110,6 +113,11 @@ def lower_scan(low: Lowering, node: Scan) -> Fragment:
         labels=(label,),
         splits={leaf.slot: splits},
     )
+
+
+def lower_sealed(low: Lowering, node: Sealed) -> Fragment:
+    """Read the blocks of what is persisted."""
+    return low.builder.blocks(low.persisted[node])
 
 
 def lower_filter(low: Lowering, node: Filter, below: Fragment) -> Fragment:
@@ -250,14 +258,18 @@ def _twice(low: Lowering, node: Node, below: Fragment, kernel, label: str) -> Fr
 
 
 def _ranged(low: Lowering, node: Node, below: Fragment, keys: tuple[SortKey, ...], count: int) -> Fragment:
-    """Bring rows into ranges; what is only scanned is read for its keys first, so that no row is written twice."""
+    """Bring rows into ranges; what is only scanned, or persisted, is read for its keys first.
+
+    So no row is written twice, and kept blocks do without samples.
+    """
     if count == 1:
         return low.builder.gather(below)
     alone = None
-    if low.enabled("key_sampling") and is_scanned(node, below.operator):
+    if low.enabled("key_sampling") and is_scanned(node, below.operator, low.builder.kept()):
         names = [name for name in node.schema.names if name in key_names(keys)]
         project = Project(node, tuple((name, Column(name)) for name in names))
-        if row_width(project.schema) <= MOST_KEYS * row_width(node.schema):
+        small = row_width(project.schema) <= MOST_KEYS * row_width(node.schema)
+        if small or isinstance(node, Sealed):
             pruned, _ = redundant_operators(column_pruning({"": project})[0])
             alone = low.narrow(pruned[""])
             low.builder.trace(
@@ -299,4 +311,5 @@ LOWERINGS: dict[type[Node], Callable[..., Fragment]] = {
     Aggregate: lower_aggregate,
     Join: lower_join,
     Repartition: lower_repartition,
+    Sealed: lower_sealed,
 }

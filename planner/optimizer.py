@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from ..errors import ParameterError, did_you_mean
 from ..ops.node import Node
+from ..ops.persist import Persist
 from . import spec
 from .options import PlanOptions
+from .persisting import agree, seal_persisted
 from .plan import RuleEvent
 from .rewrite import Roots, Rule, intern, same
 from .rules.column_pruning import column_pruning
@@ -26,7 +28,7 @@ from .rules.predicate_pushdown import predicate_pushdown
 from .rules.redundant_operators import redundant_operators
 from .rules.sort_elimination import sort_elimination
 from .rules.top_k import top_k
-from .sealing import seal, unseal
+from .sealing import Sealed, seal, unseal
 
 #: most rounds of a batch that runs to a fixed point
 MAX_ROUNDS = 8
@@ -97,12 +99,9 @@ def optimize(
             f"disabled_rules: there is no rule {unknown[0]!r}. {did_you_mean(unknown[0], known)}"
         )
     run = _Run(options.disabled_rules, check)
-    plan: Roots
-    start = run.intern(roots)
-    plan = seal(start, lambda node: run.batches({"": node}, SIMPLIFY, PUSH_DOWN, TIDY, COLUMNS)[""])
-    plan = run.batches(plan, SIMPLIFY, PUSH_DOWN, TIDY)
-    plan = run.batches(unseal(plan, only_narrow=True), COLUMNS)
-    plan = run.batches(unseal(plan), SHARE)
+    start = run.intern(agree(roots))
+    plan = seal_persisted(start, run.seal)
+    plan = run.batches(agree(unseal(run.main(plan))), SHARE)
     spec.check_schemas(start, plan)
     return dict(plan), tuple(run.events)
 
@@ -118,6 +117,17 @@ class _Run:
 
     def intern(self, roots: Roots) -> dict[str, Node]:
         return intern(roots, self.nodes)
+
+    def main(self, roots: Roots) -> dict[str, Node]:
+        """Run all batches up to the last over a plan; what has to stay as it is stays sealed."""
+        plan: Roots
+        plan = seal(roots, lambda node: self.batches({"": node}, SIMPLIFY, PUSH_DOWN, TIDY, COLUMNS)[""])
+        plan = self.batches(plan, SIMPLIFY, PUSH_DOWN, TIDY)
+        return self.batches(unseal(plan, only_narrow=True), COLUMNS)
+
+    def seal(self, node: Persist) -> Sealed:
+        """Optimize what is persisted as if it were the whole plan."""
+        return Sealed(Persist(self.main({"": node.input})[""], node.level, node.replicas))
 
     def batches(self, roots: Roots, *batches: Batch) -> dict[str, Node]:
         for batch in batches:

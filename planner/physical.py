@@ -6,16 +6,20 @@ Stages are cut where rows have to move, and where several consumers read the sam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import combinations
 
 from ..errors import ParameterError
 from ..ops.node import Node
+from ..ops.persist import Persist
 from ..ops.write import Write
 from .lowering import Lowering
 from .options import PlanOptions
-from .plan import PhysicalPlan, RuleEvent
+from .persisting import seal_persisted
+from .plan import PhysicalPlan, RuleEvent, Storage
 from .rereading import is_rereadable
 from .rewrite import consumers, intern, walk
+from .sealing import Sealed
 from .stages import Fragment, StageBuilder
 
 
@@ -43,7 +47,10 @@ def build_plan(
     """
     roots = intern(roots)
     _check_sinks(roots)
-    return _Planner(roots, options).plan(trace)
+    builder = StageBuilder()
+    low = Lowering(options, builder)
+    outputs = _Planner(seal_persisted(roots, partial(_plan_alone, low)), low).cut()
+    return PhysicalPlan(tuple(builder.stages), outputs, (*trace, *builder.events))
 
 
 def _check_sinks(roots: Mapping[str, Node]) -> None:
@@ -56,15 +63,23 @@ def _check_sinks(roots: Mapping[str, Node]) -> None:
             )
 
 
+def _plan_alone(low: Lowering, node: Persist) -> Sealed:
+    """Make the stages of what is persisted as if it were the whole plan."""
+    planner, leaf = _Planner({"": node.input}, low), Sealed(node)
+    planner.cut()
+    low.persisted[leaf] = low.builder.keep(planner.fragments[node.input], Storage(node.level, node.replicas))
+    return leaf
+
+
 class _Planner:
-    def __init__(self, roots: Mapping[str, Node], options: PlanOptions):
+    def __init__(self, roots: Mapping[str, Node], low: Lowering):
         self.roots = roots
-        self.builder = StageBuilder()
-        self.low = Lowering(options, self.builder)
+        self.builder, self.low = low.builder, low
         self.counts = consumers(roots)
         self.fragments: dict[Node, Fragment] = {}
 
-    def plan(self, trace: Sequence[RuleEvent]) -> PhysicalPlan:
+    def cut(self) -> dict[str, int]:
+        """Make the stages; return those of the outputs."""
         outputs = set(self.roots.values())
         ids: dict[Node, int] = {}
         for node in walk(self.roots):
@@ -77,8 +92,7 @@ class _Planner:
             if node in outputs:
                 ids[node] = self.builder.cut(fragment)
             self.fragments[node] = self.builder.blocks(fragment) if self.is_shared(node) else fragment
-        named = {name: ids[node] for name, node in self.roots.items()}
-        return PhysicalPlan(tuple(self.builder.stages), named, (*trace, *self.builder.events))
+        return {name: ids[node] for name, node in self.roots.items()}
 
     def is_shared(self, node: Node) -> bool:
         return self.counts[node] > 1 and not is_rereadable(node)

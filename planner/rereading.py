@@ -6,6 +6,8 @@ own columns and rows alone. Text has to be parsed, so a shared scan of it is kep
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ..ops.expressions.expr import Column
 from ..ops.filter import Filter
 from ..ops.node import Node
@@ -14,6 +16,7 @@ from ..ops.sample import Sample
 from ..ops.scan import Scan
 from ..ops.union import Union
 from .plan import Operator, ScanLeaf, all_leaves
+from .sealing import Sealed
 
 #: kinds of sources that are parsed on every read
 PARSED = frozenset({"csv", "json", "text"})
@@ -26,19 +29,21 @@ def is_rereadable(node: Node) -> bool:
     return isinstance(node, Scan) and node.predicate is None and node.source.kind not in PARSED
 
 
-def is_scanned(node: Node, operator: Operator) -> bool:
+def is_scanned(node: Node, operator: Operator, kept: Collection[int] = ()) -> bool:
     """Return whether a node's rows come straight from binary files, through nothing but expressions.
 
     Args:
         node: the logical node.
         operator: what it was lowered to.
+        kept: stages whose blocks are read like files, as they are persisted.
     """
-    if not all(isinstance(leaf, ScanLeaf) for leaf in all_leaves(operator)):
+    leaves = all_leaves(operator)
+    if not all(isinstance(leaf, ScanLeaf) or leaf.stage in kept for leaf in leaves):
         return False
     stack = [node]
     while stack:
         node = stack.pop()
-        if not isinstance(node, Scan | Filter | Project | Sample | Union):
+        if not isinstance(node, Scan | Filter | Project | Sample | Union | Sealed):
             return False
         if isinstance(node, Scan) and node.source.kind in PARSED:
             return False

@@ -1,5 +1,7 @@
 """Sealing: what a Sample draws from is planned on its own, so that it draws the same rows in every plan.
 
+What is persisted is sealed as well, see persisting.py.
+
 A Sample picks rows by partition and position. Which those are depends on how its input is planned,
 and must not depend on who else reads that input, or on what is done with the sample. So the input is
 optimized alone, then stands in the plan as a sealed leaf that no rule looks into.
@@ -15,6 +17,7 @@ import pyarrow as pa
 
 from ..lineage.graph import Dependency
 from ..ops.node import Node
+from ..ops.persist import Persist
 from ..ops.sample import Sample
 from ..ops.scan import Scan
 from .rewrite import Roots, over, rewrite, walk
@@ -53,7 +56,9 @@ def seal(roots: Roots, optimize: Callable[[Node], Node]) -> dict[str, Node]:
     done: dict[Node, Node] = {}
     for node in walk(roots):
         new = over(node, [done[child] for child in node.inputs])
-        done[node] = Sealed(optimize(new)) if node in drawn_from and not isinstance(node, Scan) else new
+        done[node] = (
+            Sealed(optimize(new)) if node in drawn_from and not isinstance(node, Scan | Sealed) else new
+        )
     return {name: done[node] for name, node in roots.items()}
 
 
@@ -63,7 +68,7 @@ def unseal(roots: Roots, only_narrow: bool = False) -> dict[str, Node]:
     Args:
         roots: the plan.
         only_narrow: leave those sealed whose partitions are made by an exchange, because pruning
-            their columns would change estimates, and with them the number of partitions.
+            their columns would change estimates, and with them the number of partitions; and what is persisted.
 
     Returns:
         The plan with its subplans.
@@ -90,8 +95,10 @@ def _replace(content: Node, opened: dict[Node, Node]) -> Node:
 
 
 def _is_narrow(content: Node) -> bool:
-    """Whether a subplan's partitions are those of its scans, whatever the estimates say."""
+    """Whether a subplan's partitions are those of its scans, whatever the estimates say, and its columns may go."""
     stack, seen = [content], set()
+    if isinstance(content, Persist):
+        return False
     while stack:
         node = stack.pop()
         if node in seen:

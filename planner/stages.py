@@ -10,6 +10,7 @@ import pyarrow as pa
 from ..lineage.keys import lineage_key
 from ..ops.kernel import Kernel
 from ..ops.partitioner import HashPartitioner, Partitioner, RangePartitioner, SinglePartitioner
+from ..ops.persist import strongest
 from ..ops.sink import Sink
 from ..ops.sort import SortKey
 from ..ops.source import Split
@@ -25,6 +26,7 @@ from .plan import (
     ShuffleLeaf,
     Stage,
     Step,
+    Storage,
     UnionStep,
     all_leaves,
 )
@@ -142,6 +144,18 @@ class StageBuilder:
             return replace(fragment, operator=replace(fragment.operator, slot=self.slot()))
         stage = self.cut(fragment)
         return _leaf(fragment, BlockLeaf(self.slot(), stage, fragment.schema))
+
+    def keep(self, fragment: Fragment, storage: Storage) -> Fragment:
+        """Cut a fragment into a stage whose blocks outlive the run, and read them."""
+        id = self.cut(fragment)
+        if (other := self.stages[id].storage) is not None:
+            storage = Storage(*strongest(storage, other))
+        self.stages[id] = replace(self.stages[id], storage=storage)
+        return _leaf(fragment, BlockLeaf(self.slot(), id, fragment.schema))
+
+    def kept(self) -> set[int]:
+        """Ids of the persisted stages."""
+        return {stage.id for stage in self.stages if stage.storage is not None}
 
     def broadcast(self, fragment: Fragment) -> Fragment:
         """Cut a fragment and read all of it in every partition."""

@@ -169,6 +169,7 @@ def open_executor(
     memory_limit: str | int | None = None,
     scratch: str | Path | None = None,
     quota_bytes: int | None = None,
+    kept_bytes: int | None = None,
 ) -> DaskExecutor:
     """Start a local cluster, or join one, and make it ready for runs.
 
@@ -176,15 +177,16 @@ def open_executor(
         address: of a running scheduler; None starts a local cluster, for which the rest is meant.
         workers, threads_per_worker, memory_limit, scratch: as `start_local`.
         quota_bytes: bound of each node's scratch folder.
+        kept_bytes: bound of what each node keeps beyond its runs.
 
     Returns:
         An executor whose ``close`` ends what was started here.
     """
     if address is not None:
         client = join(address)
-        return _ready(client, quota_bytes, (client,))
+        return _ready(client, quota_bytes, (client,), kept_bytes)
     cluster, client = start_local(workers, threads_per_worker, memory_limit, scratch)
-    executor = _ready(client, quota_bytes, (client, cluster))
+    executor = _ready(client, quota_bytes, (client, cluster), kept_bytes)
     client.register_plugin(MemoryWatch())
     return executor
 
@@ -207,9 +209,9 @@ def peak_memory(executor: Executor) -> dict[str, int]:
     return executor.client.run(read_peak)
 
 
-def _ready(client: Client, quota: int | None, owned: tuple[Any, ...]) -> DaskExecutor:
+def _ready(client: Client, quota: int | None, owned: tuple[Any, ...], kept: int | None) -> DaskExecutor:
     try:
-        return DaskExecutor(client, None, quota, owned)
+        return DaskExecutor(client, None, quota, owned, kept)
     except BaseException:
         for resource in owned:
             resource.close()

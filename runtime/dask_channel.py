@@ -162,8 +162,11 @@ class DaskChannel:
         for node, paths in by_node.items():
             self._spawn(self._keep_in_turn, node, paths, owner)
 
-    def kept(self, keys: Sequence[str]) -> list[Kept]:
-        return self._client.sync(self._all_kept, list(keys))
+    def kept(self, keys: Sequence[str], pinned: Sequence[str] = ()) -> list[Kept]:
+        return self._client.sync(self._all_kept, list(keys), list(pinned))
+
+    def drop(self, keys: Sequence[str]) -> None:
+        self._client.sync(self._drop_everywhere, list(keys))
 
     def wait(self, timeout: float) -> list[Event]:
         if self._is_lost():
@@ -378,18 +381,22 @@ class DaskChannel:
                 if await self._ask(address, "keep", _SURVEY_SECONDS, **wish) is not None:
                     return
 
-    async def _all_kept(self, keys: list[str]) -> list[Kept]:
+    async def _all_kept(self, keys: list[str], pinned: list[str]) -> list[Kept]:
         nodes = self._membership.nodes()
-        answers = await asyncio.gather(*(self._kept_by(addresses, keys) for addresses in nodes.values()))
+        wish = {"keys": keys, "pinned": pinned, "owner": this_process().record()}
+        answers = await asyncio.gather(*(self._kept_by(addresses, wish) for addresses in nodes.values()))
         return [answer for answer in answers if answer is not None]
 
-    async def _kept_by(self, addresses: Sequence[str], keys: list[str]) -> Kept | None:
-        owner = this_process().record()
+    async def _kept_by(self, addresses: Sequence[str], wish: dict[str, Any]) -> Kept | None:
         for address in addresses:
-            reply = await self._call(address, "use", _SURVEY_SECONDS, keys=keys, owner=owner)
+            reply = await self._call(address, "use", _SURVEY_SECONDS, **wish)
             if reply is not None:
                 return unpack_kept(reply)
         return None
+
+    async def _drop_everywhere(self, keys: list[str]) -> None:
+        nodes, owner = self._membership.nodes(), this_process().record()
+        await asyncio.gather(*(self._tell(at, "drop", keys=keys, owner=owner) for at in nodes.values()))
 
     async def _tell_all(self, operation: str, **arguments: Any) -> list[dict[str, Any]]:
         """Call a handler of all workers, and return the answers of those that give one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Any
 from distributed import Client
 
 from ..errors import ClusterError
+from ..lineage.owner import this_process
 from .dask_channel import DaskChannel
 from .membership import Membership
 from .scheduler_events import WorkerJoined
@@ -17,6 +19,8 @@ from .worker_plugin import HeadwaterWorkerPlugin
 
 #: seconds that one look for a new scheduler takes at most
 _LOOK_SECONDS = 1.0
+#: seconds for a node to delete what it keeps
+_DROP_SECONDS = 30.0
 
 
 class DaskExecutor:
@@ -27,6 +31,7 @@ class DaskExecutor:
         scratch: the nodes' scratch folder; None lets each worker find its own (see `HeadwaterWorkerPlugin`).
         quota_bytes: bound of each scratch folder.
         owned: what `close` closes too, in order: client, then cluster.
+        kept_bytes: most bytes of blocks that each node keeps beyond their runs.
 
     Attributes:
         client: the present one.
@@ -43,12 +48,13 @@ class DaskExecutor:
         scratch: str | None = None,
         quota_bytes: int | None = None,
         owned: Sequence[Any] = (),
+        kept_bytes: int | None = None,
     ):
         self.client = client
         self.address: str = client.scheduler.address
         self.generation = 0
         self._owned = tuple(owned)
-        self._plugin = HeadwaterWorkerPlugin(scratch, quota_bytes)
+        self._plugin = HeadwaterWorkerPlugin(scratch, quota_bytes, kept_bytes=kept_bytes)
         self._lock = threading.Lock()
         try:
             self.membership = Membership(client, self._plugin)
@@ -72,6 +78,20 @@ class DaskExecutor:
     def open(self, run: str, epoch: int = 0) -> DaskChannel:
         """Open a channel for a run; several may be open at once."""
         return DaskChannel(self, run, epoch)
+
+    def drop_kept(self, keys: Sequence[str]) -> int:
+        """Let go of kept blocks that this process has pinned; returns the bytes set free."""
+        return self.client.sync(self._drop_kept, list(keys))
+
+    async def _drop_kept(self, keys: list[str]) -> int:
+        owner, freed = this_process().record(), 0
+        for addresses in self.membership.nodes().values():
+            for address in addresses:
+                with suppress(Exception):  # it is gone, or will be soon
+                    call = self.client.rpc(address).headwater_drop(keys=keys, owner=owner)
+                    freed += (await asyncio.wait_for(call, _DROP_SECONDS))["freed_bytes"]
+                    break
+        return freed
 
     def reconnect(self, generation: int) -> bool:
         """Look once for a scheduler at the old address, with new connections.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
@@ -23,10 +23,10 @@ from ..planner.plan import PhysicalPlan
 from .executor import Executor
 from .fault_points import reach
 from .report import RunReport, build_report
-from .resumption import PLAN, pack_plan, plan_record, renamed, restore, reusable_stages
+from .resumption import PLAN, pack_plan, plan_record, restore
+from .reuse import Reusable, choose_kept, reusable_stages
 from .scheduler import Scheduler
 from .scheduler_events import (
-    BlocksFound,
     BlocksLost,
     Cancel,
     Demand,
@@ -45,6 +45,7 @@ from .scheduler_events import (
     Tick,
 )
 from .snapshot import Snapshot, snapshot_of
+from .stage_inputs import indeterminate_stages
 from .stage_run import StageRun
 from .task import Block, FetchFailedError
 from .versions import local_versions
@@ -211,6 +212,7 @@ class Driver:
                     self._turn(WAIT_SECONDS)
                 self._turn(0.0)
                 yield from self._read_rows(run, partition, partition + 1)
+                self._keep_taken(run, partition)
                 self._feed(OutputTaken(stage, partition))
             while not self.scheduler.finished:
                 self._turn(WAIT_SECONDS)
@@ -218,6 +220,12 @@ class Driver:
         except BaseException as error:
             self._abandon(error)
             raise
+
+    def _keep_taken(self, run: StageRun, partition: int) -> None:
+        """Have a persisted partition kept that is about to be released, before its stage is finished."""
+        block, storage = run.block(partition), run.stage.storage
+        if storage is not None and block is not None and not block.is_kept:
+            self._channel.keep(Keep([block], storage))
 
     def read(self, name: str, partition: int | None = None) -> Iterator[pa.Table]:
         """Yield the rows of an output of a finished run, in order; what was lost meanwhile is made again.
@@ -293,9 +301,22 @@ class Driver:
             self._channel.fence()
         joined = self._channel.wait(WAIT_SECONDS)
         found = self._channel.inventory() if self._past is not None else []
-        if keys:
-            found += [BlocksFound(node, renamed(kept, keys)) for node, kept in self._channel.kept(list(keys))]
-        self._feed(*joined, restore(self.plan, self.run_id, self._past), *found)
+        kept = self._find_kept(keys)
+        past = restore(self.plan, self.run_id, self._past)
+        past = replace(past, fingerprints={**(kept.fingerprints or {}), **past.fingerprints})
+        self._feed(*joined, past, *found, *kept.found)
+
+    def _find_kept(self, keys: Mapping[str, Sequence[int]]) -> Reusable:
+        if self._past is not None:  # whose own results count, where others could come
+            varying = indeterminate_stages(self.plan)
+            keys = {key: ids for key, ids in keys.items() if varying.isdisjoint(ids)}
+        if not keys:
+            return Reusable()
+        pinned = [key for key, ids in keys.items() if any(self.plan.stages[id].storage for id in ids)]
+        chosen = choose_kept(self.plan, keys, self._channel.kept(list(keys), pinned))
+        if chosen.useless:
+            self._channel.drop(chosen.useless)
+        return chosen
 
     def _renew(self) -> None:
         now = time.monotonic()

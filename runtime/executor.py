@@ -54,15 +54,21 @@ class Channel(Protocol):
     def keep(self, instruction: Keep) -> None:
         """Let nodes keep blocks beyond the run; before a `release` that follows, and before `close` deletes."""
 
-    def kept(self, keys: Sequence[str]) -> list[tuple[str, Mapping[str, Sequence[PartitionResult]]]]:
+    def kept(
+        self, keys: Sequence[str], pinned: Sequence[str] = ()
+    ) -> list[tuple[str, Mapping[str, Sequence[PartitionResult]]]]:
         """Ask all nodes which blocks they keep of stages, which they then don't give up during the run.
 
         Args:
             keys: lineage keys of stages.
+            pinned: those of which they are to keep what they have for as long as this process lives.
 
         Returns:
             (node, key to results) of each node, as the blocks describe themselves.
         """
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Have all nodes delete what they keep of stages, unless somebody else needs it."""
 
     def release(self, blocks: Sequence[Block]) -> None:
         """Delete blocks, soon; those that are gone already are passed over."""
@@ -101,6 +107,16 @@ class Executor(Protocol):
 
     def workers(self) -> list[WorkerJoined]:
         """The living workers, by address."""
+
+    def drop_kept(self, keys: Sequence[str]) -> int:
+        """Let go of kept blocks, of which this process has pinned some.
+
+        Args:
+            keys: lineage keys of stages.
+
+        Returns:
+            The bytes set free; what others have pinned, or read, stays.
+        """
 
     def close(self) -> None:
         """Let the workers go."""

@@ -31,6 +31,7 @@ class InlineExecutor:
         nodes: over how many nodes, each with its own scratch folder, the workers are spread.
         scratch: folder for the nodes' folders; None makes one that `close` removes.
         quota_bytes: bound of each scratch folder.
+        kept_bytes: most bytes of blocks that each node keeps beyond their runs; None as in `Kept`.
 
     Example:
         >>> executor = InlineExecutor(workers=2)
@@ -45,6 +46,7 @@ class InlineExecutor:
         nodes: int = 1,
         scratch: str | Path | None = None,
         quota_bytes: int | None = None,
+        kept_bytes: int | None = None,
     ):
         if not 1 <= nodes <= workers:
             raise ParameterError(
@@ -56,6 +58,7 @@ class InlineExecutor:
         self._stores_of = {f"inline-{n}": self._stores[n % nodes] for n in range(workers)}
         self._channels: list[InlineChannel] = []
         self._kept: dict[str, Kept] = {}
+        self._kept_bytes = kept_bytes
 
     def workers(self) -> list[WorkerJoined]:
         """The logical workers that live."""
@@ -92,7 +95,13 @@ class InlineExecutor:
 
     def kept(self, store: NodeStore) -> Kept:
         """What a node keeps between runs."""
-        return self._kept.setdefault(store.node, Kept(store))
+        if store.node not in self._kept:
+            self._kept[store.node] = Kept(store, self._kept_bytes)
+        return self._kept[store.node]
+
+    def drop_kept(self, keys: Sequence[str]) -> int:
+        """Let go of kept blocks; returns the bytes set free."""
+        return sum(self.kept(store).drop(keys, this_process()) for store in self._stores)
 
     def forget(self, channel: InlineChannel) -> None:
         """A channel was closed."""
@@ -142,9 +151,18 @@ class InlineChannel:
             owner = this_process() if instruction.storage is not None else None
             self._executor.kept(store).keep(paths, pinned=owner is not None, owner=owner)
 
-    def kept(self, keys: Sequence[str]) -> list[tuple[str, Mapping[str, Sequence[PartitionResult]]]]:
-        stores = self._executor.stores
-        return [(store.node, self._executor.kept(store).use(self._run, keys)) for store in stores]
+    def kept(
+        self, keys: Sequence[str], pinned: Sequence[str] = ()
+    ) -> list[tuple[str, Mapping[str, Sequence[PartitionResult]]]]:
+        found = []
+        for store in self._executor.stores:
+            kept = self._executor.kept(store)
+            found.append((store.node, kept.use(self._run, keys, pinned=pinned)))
+        return found
+
+    def drop(self, keys: Sequence[str]) -> None:
+        for store in self._executor.stores:
+            self._executor.kept(store).drop(keys, this_process(), self._run)
 
     def release(self, blocks: Sequence[Block]) -> None:
         for store in self._executor.stores:

@@ -58,7 +58,7 @@ class FoundBlock:
             label.fingerprint,
         )
         return PartitionResult(
-            label.partition, int(rows.sum()), label.fingerprint, block, sample=label.sample
+            label.partition, int(rows.sum()), label.fingerprint, block, sample=label.sample, run=label.run
         )
 
 

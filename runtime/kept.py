@@ -22,11 +22,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..lineage.owner import Owner
+from ..lineage.owner import Owner, this_process
 from .block_index import BlockLabel, read_index
 from .eviction import Evictable, choose_victims
 from .inventory import FolderIndex, FoundBlock
-from .kept_marks import in_use, is_pinned, mark_pin, mark_user, purge_marks, remove_pins
+from .kept_marks import in_use, is_pinned, mark_pin, mark_user, purge_marks, remove_pins, unmark_user
 from .links import bytes_of, remove_name
 from .node_store import NodeStore, purge_drafts
 from .scratch_file import draft_of
@@ -130,7 +130,7 @@ class Kept:
         }
 
     def use(
-        self, run: str, keys: Iterable[str], owner: Owner | None = None
+        self, run: str, keys: Iterable[str], owner: Owner | None = None, pinned: Iterable[str] = ()
     ) -> dict[str, list[PartitionResult]]:
         """Let a run read the blocks of stages: until the run is removed here, they stay.
 
@@ -138,11 +138,12 @@ class Kept:
             run: the run's id; its folder is opened if it isn't yet.
             keys: lineage keys of stages.
             owner: the run's driver; None stands for the calling process.
+            pinned: those that the owner wants kept, even when the run is over.
 
         Returns:
             As `inventory`: what the run can count on.
         """
-        keys = list(keys)
+        keys, pinned = list(keys), set(pinned)
         if not self.store.has_run(run):
             self.store.open_run(run, owner)
         with self.store.space.ledger.locked():
@@ -150,6 +151,8 @@ class Kept:
                 if self._folder(key).is_dir():
                     self._touch(key)
                     mark_user(self._folder(key), run)
+                    if key in pinned:
+                        mark_pin(self._folder(key), owner or this_process())
         return self.inventory(keys)
 
     def pin(self, keys: Iterable[str], owner: Owner | None = None) -> None:
@@ -166,8 +169,13 @@ class Kept:
             for key in keys:
                 remove_pins(self._folder(key), owner)
 
-    def drop(self, keys: Iterable[str]) -> int:
+    def drop(self, keys: Iterable[str], owner: Owner | None = None, run: str | None = None) -> int:
         """Unpin stages and delete their blocks; those that a run reads stay until room is needed.
+
+        Args:
+            keys: lineage keys of stages.
+            owner: whose pins to take off; what others have pinned stays. None takes all pins off.
+            run: a run that reads them no more.
 
         Returns:
             The bytes set free; none for blocks whose own run still has them.
@@ -175,7 +183,9 @@ class Kept:
         freed = 0
         with self._trash() as trash, self.store.space.ledger.locked() as balance:
             for key in keys:
-                remove_pins(self._folder(key), None)
+                remove_pins(self._folder(key), owner)
+                if run is not None:
+                    unmark_user(self._folder(key), run)
                 if not self._is_held(key):
                     freed += sum(remove_name(path, balance, trash) for path in self._files(key))
                     self._remove_if_empty(key)

@@ -20,6 +20,11 @@ def mark_user(folder: Path, run: str) -> None:
     _write(folder / "users", run, "")
 
 
+def unmark_user(folder: Path, run: str) -> None:
+    """Note that a run doesn't read them any more."""
+    (folder / "users" / run).unlink(missing_ok=True)
+
+
 def mark_pin(folder: Path, owner: Owner | None) -> None:
     """Pin a key for the lifetime of a process, or, without an owner, until it is unpinned."""
     _write(folder / "pins", _name(owner), json.dumps(owner.record()) if owner else "")

@@ -43,9 +43,10 @@ class KeptService:
         """Tell what is kept of stages; the answer is for `unpack_kept`."""
         return self._found(await asyncio.to_thread(self._kept.inventory, list(keys)))
 
-    async def use(self, run: str, keys: Any, owner: Any = None) -> dict[str, Any]:
-        """As `kept`, and leave what is there alone as long as the run has a folder here."""
-        return self._found(await asyncio.to_thread(self._kept.use, run, list(keys), _owner(owner)))
+    async def use(self, run: str, keys: Any, owner: Any = None, pinned: Any = ()) -> dict[str, Any]:
+        """As `kept`, and leave what is there alone as long as the run has a folder here; see `Kept.use`."""
+        found = await asyncio.to_thread(self._kept.use, run, list(keys), _owner(owner), list(pinned))
+        return self._found(found)
 
     async def pin(self, keys: Any, owner: Any = None) -> dict[str, Any]:
         """Keep stages' blocks, those to come, too, whatever is needed."""
@@ -57,9 +58,9 @@ class KeptService:
         await asyncio.to_thread(self._kept.unpin, list(keys), _owner(owner))
         return {"status": "OK"}
 
-    async def drop(self, keys: Any) -> dict[str, Any]:
-        """Delete what is kept of stages."""
-        freed = await asyncio.to_thread(self._kept.drop, list(keys))
+    async def drop(self, keys: Any, owner: Any = None, run: str | None = None) -> dict[str, Any]:
+        """Delete what is kept of stages, see `Kept.drop`."""
+        freed = await asyncio.to_thread(self._kept.drop, list(keys), _owner(owner), run)
         return {"status": "OK", "freed_bytes": freed}
 
     async def replicate(self, files: Any, source: Any, owner: Any = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A folder in which a killed process left a run stays for a day, so that the run c
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -13,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..lineage.owner import Owner, this_process
+from .node_store import default_scratch
 
 _PREFIX = "headwater-"
 _OWNER = "private.json"
@@ -30,6 +32,17 @@ def make_private_scratch() -> Path:
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     _own(folder)
     return folder
+
+
+def lasting_scratch() -> Path:
+    """Return the scratch folder in which local sessions of a user find what earlier ones kept.
+
+    ``$HEADWATER_SCRATCH``, or ``$HEADWATER_HOME/scratch``, or a user's own under the temporary folder.
+    """
+    home = os.environ.get("HEADWATER_HOME")
+    if home and "://" not in home and not os.environ.get("HEADWATER_SCRATCH"):
+        return Path(home).absolute() / "scratch"
+    return default_scratch()
 
 
 def adopt_private_scratch(folder: Path) -> Path | None:

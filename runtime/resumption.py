@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import SerializationError
@@ -13,14 +12,11 @@ from ..ops.pickling import dumps
 from ..ops.sink import StagedFile
 from ..planner.plan import PhysicalPlan, Stage
 from .scheduler_events import Restore
-from .stage_inputs import indeterminate_stages
 from .tables import parse_table
 from .task import PartitionResult
 
 #: name of the plan in the journal
 PLAN = "plan.bin"
-#: number of the attempt that left a kept block
-KEPT_ATTEMPT = -1
 #: a plan with more bytes of tables in it than this isn't kept, so its run can't be resumed
 MOST_BYTES = 64 << 20
 
@@ -70,39 +66,6 @@ def unpack_plan(data: bytes) -> PhysicalPlan:
             f"the run's plan doesn't load here: {type(error).__name__}: {error}. Resume with the versions of "
             "Python and packages that it was started with, and with the modules that its functions import."
         ) from error
-
-
-def reusable_stages(plan: PhysicalPlan, reuse: bool) -> dict[str, list[int]]:
-    """Find the stages whose blocks nodes may keep from earlier runs: lineage key to ids.
-
-    Args:
-        plan: what runs.
-        reuse: whether all stages are meant that come out the same each time; else only persisted ones.
-    """
-    excluded = indeterminate_stages(plan)
-    found: dict[str, list[int]] = {}
-    for stage in plan.stages:
-        if stage.storage is not None or (reuse and stage.sink is None and stage.id not in excluded):
-            found.setdefault(stage.key, []).append(stage.id)
-    return found
-
-
-def renamed(
-    kept: Mapping[str, Sequence[PartitionResult]], stages: Mapping[str, Sequence[int]]
-) -> tuple[PartitionResult, ...]:
-    """Return kept results as results of a run: with its numbers of stages, and an attempt that no task has.
-
-    Args:
-        kept: lineage key to results, as the blocks describe themselves.
-        stages: lineage key to the stages of the run.
-    """
-    return tuple(
-        replace(result, block=replace(result.block, stage=stage, attempt=KEPT_ATTEMPT))
-        for key, results in kept.items()
-        for stage in stages.get(key, ())
-        for result in results
-        if result.block is not None
-    )
 
 
 def restore(plan: PhysicalPlan, run: str, past: Restored | None) -> Restore:

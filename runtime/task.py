@@ -160,7 +160,7 @@ class Task:
 class PartitionResult:
     """What a task made of one partition: a block, or staged files of a sink.
 
-    ``fingerprint`` is of the rows, also for sinks.
+    ``fingerprint`` is of the rows, also for sinks. ``run`` made it, if that isn't the one it is reported to.
     """
 
     index: int
@@ -169,6 +169,7 @@ class PartitionResult:
     block: Block | None = None
     files: tuple[StagedFile, ...] = ()
     sample: KeySample | None = None
+    run: str = ""
 
     @property
     def bytes(self) -> int:

@@ -25,7 +25,7 @@ BARRIERS = {
     "Sample": "Sample draws by row position",
     "MapBatches": "MapBatches is a user function of whole batches",
     "Transform": "what Transform does to a column isn't known to the planner",
-    "Sealed": "it is the input of a Sample, which draws by row position",
+    "Sealed": "it is persisted, or a Sample draws from it by row position",
 }
 
 
