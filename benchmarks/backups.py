@@ -136,13 +136,19 @@ def rows_of(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace)
         over_floor = [ratio / floor for ratio in to_clean]
         told = [run["recovery"] for run in found[f"{slow}, with"]]
         extra = [one["backup_seconds_wasted"] / work_seconds for one in told if "backups" in one]
+        twice = [
+            run["recovery"]["backups"] / run["tasks"]
+            for run in found[f"{slow}, with"]
+            if "backups" in run["recovery"]
+        ]
         rows += [
             [f"{slow}, with backups, seconds", markdown.spread(on), "", ""],
             [f"{slow}, without, seconds", markdown.spread(off), "", ""],
             [f"{slow}, without / with", markdown.spread([b / a for a, b in zip(on, off)]), ">= 1.44", ""],
             [f"{slow}, with / clean", markdown.spread(to_clean), "<= 1.15", f"{floor:.2f}"],
             [f"{slow}, with / floor", markdown.spread(over_floor), "", ""],
-            [f"{slow}, extra work", markdown.spread(extra), "<= 0.05", ""],
+            [f"{slow}, seconds of attempts that lost / of all work", markdown.spread(extra), "<= 0.05", ""],
+            [f"{slow}, tasks run twice / tasks", markdown.spread(twice), "<= 0.05", ""],
         ]
     return rows
 

@@ -205,9 +205,9 @@ class Nodes:
 
 def surviving_workers_exist() -> bool:
     """Whether this Headwater has the command ``headwater worker``."""
-    from headwater.cli import main
+    from headwater import cli
 
-    return "worker" in getattr(main, "commands", {})
+    return hasattr(cli, "worker")
 
 
 def end_on_terminate() -> None:

@@ -188,7 +188,8 @@ def other_rows(found: Outcomes, cap: float) -> list[list[Any]]:
     rows: list[list[Any]] = []
     for engine, runs in found.get("hang at 50%", {}).items():
         seen = [run.detected for run in runs if run.detected is not None]
-        text = markdown.spread(seen) + " s" if seen else f"not within {cap:.0f} s"
+        missed = "-" if all(run.error for run in runs) else f"not within {cap:.0f} s"
+        text = markdown.spread(seen) + " s" if seen else missed
         rows.append(["hang at 50%: noticed after", engine, text, _failures(runs)])
         if seen:
             taken = markdown.spread(ratios(found, "hang at 50%", engine))
@@ -235,15 +236,16 @@ def _over_minimum(run: Outcome) -> float | None:
 
 
 def check(found: Outcomes) -> list[str]:
-    """List what must not be: wrong answers, and digests of Headwater that differ from the clean run's."""
+    """List what must not be: wrong answers, runs of Headwater that failed or gave another digest than clean ones."""
+    ours = HeadwaterEngine.name
     wrong = [
-        f"{engine}, {fault}: wrong answer"
+        f"{engine}, {fault}: {run.error or 'wrong answer'}"
         for fault, by_engine in found.items()
         for engine, runs in by_engine.items()
         for run in runs
-        if run.error is None and not run.right
+        if not run.right and (run.error is None or engine == ours or fault == "clean")
     ]
-    digests = {r.digest for by in found.values() for r in by.get(HeadwaterEngine.name, ()) if r.digest}
+    digests = {r.digest for by in found.values() for r in by.get(ours, ()) if r.digest}
     return wrong + ([f"Headwater gave several digests: {sorted(digests)}"] if len(digests) > 1 else [])
 
 
@@ -318,7 +320,10 @@ def main() -> None:
         told = {"options": {k: str(v) for k, v in vars(options).items()}, "load": markdown.load()}
         options.json.write_text(json.dumps({**told, "runs": plain}, indent=2, default=str))
     wrong = check(found)
-    print("answers: " + ("all equal, and Headwater's digests" if not wrong else f"WRONG: {wrong}"))
+    print(
+        "answers: "
+        + ("\n  ".join(["WRONG", *wrong]) if wrong else "all right, and Headwater's digests equal")
+    )
     raise SystemExit(bool(wrong))
 
 

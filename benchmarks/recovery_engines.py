@@ -23,6 +23,9 @@ LOOK_SECONDS = 0.1
 #: how often the moment of a fault is looked for, in seconds
 DUE_SECONDS = 0.02
 
+for noisy in ("distributed.shuffle", "distributed.client", "distributed.core"):
+    logging.getLogger(noisy).setLevel(logging.CRITICAL)
+
 
 @dataclass
 class Outcome:
@@ -155,7 +158,7 @@ class HeadwaterEngine:
         self.folder, self.data, self.small, self.pause, self.count = folder, data, small, pause, count
         self.clean_bytes: dict[int, float] = {}
         self._snapshot: Any = None
-        self._closed = True
+        self._closed, self._running = True, False
 
     def open(self) -> None:
         import headwater as hw
@@ -195,7 +198,9 @@ class HeadwaterEngine:
                 outcome.detail["answer"] = shuffle_job.answer_of(table)
                 self._account(outcome, result.report)
 
+        self._running = True
         outcome = disturbed(self, work, limit, fault, due)
+        self._running = False
         outcome.lost = self.nodes.lost_bytes
         if outcome.error is not None:
             self.close()
@@ -229,11 +234,11 @@ class HeadwaterEngine:
         self._snapshot = snapshot
 
     def close(self) -> None:
+        steps = [self.nodes.close, self.session.close] if not self._closed else []
         self._closed = True
-        with contextlib.suppress(Exception):
-            self.nodes.close()
-        with contextlib.suppress(Exception):
-            self.session.close()
+        for step in steps if self._running else reversed(steps):  # a run that is given up ends with its nodes
+            with contextlib.suppress(Exception):
+                step()
 
 
 class DaskEngine:
@@ -263,8 +268,6 @@ class DaskEngine:
     def open(self) -> None:
         from distributed import Client
 
-        for noisy in ("distributed.shuffle", "distributed.client", "distributed.core"):
-            logging.getLogger(noisy).setLevel(logging.CRITICAL)
         self.nodes = Nodes(self.folder / "nodes", self.count)
         self.client = Client(self.nodes.address, set_as_default=False, timeout=START_SECONDS)
         executions.watch(self.client, self.partition_bytes)
