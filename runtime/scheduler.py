@@ -137,6 +137,8 @@ class Scheduler:
         #: attempts that hold a thread, those that were cancelled and haven't answered included
         self._attempts: dict[tuple[int, int], Attempt] = {}
         self._parked: list[TaskRun] = []
+        #: whether waiting tasks are to be cut anew, for other workers than before
+        self._recut = False
         self._next_id = 0
         #: nodes that were lost, and nodes that may come back to a new Dask scheduler, until when
         self._gone_nodes: set[str] = set()
@@ -155,6 +157,12 @@ class Scheduler:
     def finished(self) -> bool:
         """Whether all outputs are there, as far as the caller hasn't taken them."""
         return self.error is None and all(s.state is StageState.FINISHED for s in self.stages if s.is_output)
+
+    @property
+    def backlog(self) -> tuple[int, float]:
+        """Tasks that have no worker yet, and the seconds that they will take, as estimated."""
+        waiting = [*self.placement.tasks(), *self._parked]
+        return len(waiting), sum(task.seconds for task in waiting)
 
     def handle(self, *events: Event) -> list[Instruction]:
         """Take events, in order, and return what to do, in order.
@@ -310,7 +318,7 @@ class Scheduler:
         self._gone_nodes.discard(event.node)
         slots = WorkerSlots(event.address, event.node, max(1, event.threads), event.host)
         self.placement.join(slots)
-        self._lossy = True  # what waits for a worker may be better off here
+        self._recut = True
 
     def _worker_left(self, event: WorkerLeft) -> None:
         worker = self.placement.leave(event.address)
@@ -493,6 +501,7 @@ class Scheduler:
         self._announced = False
         self._lossy = True
         self._record(["rolled back", stage.stage.id, forgotten.tolist()])
+        self._record_boundaries(stage)
 
     # -- what is there already ------------------------------------------------------------------
 
@@ -706,7 +715,12 @@ class Scheduler:
         assert isinstance(ranges, partitioners.RangePartitioner)
         boundaries = partitioners.range_boundaries(samples, ranges.keys, ranges.count)
         stage.resolve(boundaries)
-        self._record(["boundaries", stage.stage.id, table_text(boundaries)])
+        self._record_boundaries(stage)
+
+    def _record_boundaries(self, stage: StageRun) -> None:
+        boundaries = getattr(stage.exchange and stage.exchange.partitioner, "boundaries", None)
+        if boundaries is not None:
+            self._record(["boundaries", stage.stage.id, table_text(boundaries)])
 
     def _program(self, stage: StageRun) -> StageProgram:
         s = stage.stage
@@ -720,6 +734,17 @@ class Scheduler:
         for partitions in runs:
             self._parked.append(TaskRun(stage.stage.id, self._new_id(), partitions))
         stage.tasks_cut += len(runs)
+
+    def _take_back(self) -> None:
+        """Make the partitions of waiting tasks pending again, but for those of tasks under suspicion."""
+        self._recut = False
+        waiting, self._parked = [*self._parked, *self.placement.drain()], []
+        for task in waiting:
+            if task.deaths or task.company or task.fetch_failures or task.refusals:
+                self._parked.append(task)
+            else:
+                self.stages[task.stage].queued[task.partitions] = False
+                self.stages[task.stage].tasks_cut -= 1
 
     def _enqueue_parked(self) -> None:
         """Let the parked tasks of ready stages wait for workers, with their localities as of now."""

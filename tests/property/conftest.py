@@ -7,6 +7,7 @@ it can be told whether all outputs were made of one version of everything.
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass, field, replace
 from hashlib import sha1
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from headwater.lineage.history import History
 from headwater.ops.kernel import Kernel
 from headwater.ops.map_batches import MapBatchesKernel
 from headwater.ops.partitioner import HashPartitioner, KeySample, RangePartitioner
@@ -36,6 +38,7 @@ from headwater.planner.plan import (
     all_kernels,
     leaves_of,
 )
+from headwater.runtime.resumption import plan_record, restore
 from headwater.runtime.scheduler import LIMBO_SECONDS, Scheduler
 from headwater.runtime.scheduler_events import (
     BlocksFound,
@@ -50,7 +53,7 @@ from headwater.runtime.scheduler_events import (
     Record,
     Release,
     Relocate,
-    Restore,
+    StageReady,
     Survey,
     TaskFailed,
     TaskFinished,
@@ -122,10 +125,17 @@ def random_plan(rng: random.Random, wild: bool = False) -> PhysicalPlan:
     outputs = {}
     for stage in list(stages):
         if stage.id not in read or (stage.exchange is None and rng.random() < 0.2):
-            sink = Sink() if stage.id not in read and rng.random() < 0.3 else None
+            sink = StagingSink() if stage.id not in read and rng.random() < 0.3 else None
             stages[stage.id] = replace(stage, exchange=None, sink=sink)
             outputs[f"out{stage.id}"] = stage.id
     return PhysicalPlan(tuple(stages), outputs)
+
+
+class StagingSink(Sink):
+    """Loses nothing that was staged."""
+
+    def is_staged(self, run, file):
+        return True
 
 
 def _vary(batch):
@@ -138,14 +148,25 @@ def varies(stage: Stage) -> bool:
 
 @dataclass(frozen=True)
 class Content:
-    """What a partition holds: the version drawn for it, what it was made from, how its block is cut."""
+    """What a partition holds: the version drawn for it, how its block is cut, and along which boundaries."""
 
     fingerprint: str
     version: int
     lengths: tuple[int, ...]
+    cut: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a reader of a segment reads."""
+        return self.fingerprint + self.cut
 
 
-def content_of(stage: Stage, partition: int, version: int, inputs: list[tuple[int, int, str]]) -> Content:
+def cut_of(exchange: Exchange | None) -> str:
+    boundaries = getattr(exchange and exchange.partitioner, "boundaries", None)
+    return "" if boundaries is None else str(boundaries["x"].to_pylist())
+
+
+def content_of(stage: Stage, partition: int, version: int, inputs: list, cut: str = "") -> Content:
     name = repr((stage.id, partition, version, sorted(inputs)))
     fingerprint = sha1(name.encode()).hexdigest()[:12]
     count = stage.exchange.count if stage.exchange else 1
@@ -153,7 +174,7 @@ def content_of(stage: Stage, partition: int, version: int, inputs: list[tuple[in
         0 if crc32(f"{fingerprint}/{i}".encode()) % 3 == 0 else 1000 + crc32(fingerprint.encode()) % 97
         for i in range(count)
     )
-    return Content(fingerprint, version, tuple(lengths))
+    return Content(fingerprint, version, tuple(lengths), cut)
 
 
 @dataclass
@@ -210,8 +231,11 @@ class Simulation:
         self.workers: dict[str, Worker] = {}
         self.scheduler = Scheduler(plan, "run", streamed=streamed, backups=backups)
         self.log: list = []
+        self.journal: list = [plan_record(plan, self.scheduler.lineage)]
         self.names: set[str] = set()
         self.contents: dict[str, Content] = {}
+        #: boundaries that workers were told, by stage
+        self.cuts: dict[int, str] = {}
         self.released: set[tuple[Key, str]] = set()
         #: blocks that somebody said could not be read; they may be deleted while others still could
         self.reported: set[Key] = set()
@@ -262,14 +286,18 @@ class Simulation:
                     node.full = False
         elif isinstance(instruction, Relocate):
             self._relocate(instruction)
+        elif isinstance(instruction, StageReady):
+            self.cuts[instruction.program.stage] = cut_of(instruction.program.exchange)
         elif isinstance(instruction, Survey):
             self.surveys.append(instruction.node)
         elif isinstance(instruction, Failed):
             self.error = instruction.error
         elif isinstance(instruction, Finished):
             self.finished = True
-        elif isinstance(instruction, Record) and instruction.records[0][0] in ("rerun", "rolled back"):
-            self.finished = False
+        elif isinstance(instruction, Record):
+            self.journal += json.loads(json.dumps(instruction.records))
+            if instruction.records[0][0] in ("rerun", "rolled back"):
+                self.finished = False
 
     def _launch(self, launch: Launch) -> None:
         task, worker = launch.task, self.workers[launch.worker]
@@ -364,9 +392,9 @@ class Simulation:
             segments = [s for slot in item.slots.values() if isinstance(slot, tuple) for s in slot]
             mine = {leaf.slot for leaf, _ in leaves_of(stage.operator, item.index)}
             segments += [s for slot, given in task.broadcast.items() if slot in mine for s in given]
-            inputs = [(s.stage, s.partition, run.got[s].fingerprint) for s in segments]
+            inputs = [(s.stage, s.partition, run.got[s].name) for s in segments]
             version = self.rng.randrange(3) if varies(stage) else 0
-            content = content_of(stage, item.index, version, inputs)
+            content = content_of(stage, item.index, version, inputs, self.cuts.get(stage.id, ""))
             self.contents[content.fingerprint] = content
             key = (stage.id, item.index, task.attempt)
             if stage.sink is None:
@@ -465,24 +493,12 @@ class Simulation:
 
     def lose_driver(self) -> None:
         """The driver dies; the next one knows the journal, and what nodes have."""
-        old = self.scheduler
         for worker in self.workers.values():
             for run in worker.runs.values():
                 if self.rng.random() < 0.3 and not run.cancelled and not run.waits and not self.missing(run):
                     self.write(run, worker)
             worker.runs.clear()
             worker.draining = False
-        parts = [(s, p) for s in old.stages for p in range(s.stage.partitions)]
-        known = {(s.stage.id, p): s.fingerprints[p] for s, p in parts if s.fingerprints[p] is not None}
-        there = {(s.stage.id, p): s.size(p) for s, p in parts if s.alive[p]}
-        staged = tuple(
-            (s.stage.id, s.results[p]) for s, p in parts if s.stage.sink is not None and s.alive[p]
-        )
-        cut = {
-            s.stage.id: s.exchange.partitioner.boundaries
-            for s in old.stages
-            if s.exchange is not None and s.exchange.boundaries_from is not None and s.resolved
-        }
         self.epoch += 1
         self.late.clear()
         self.surveys.clear()
@@ -491,7 +507,9 @@ class Simulation:
         self.scheduler = Scheduler(self.plan, "run", epoch=self.epoch)
         joined = [WorkerJoined(a, w.node, w.threads, w.node) for a, w in sorted(self.workers.items())]
         found = [self.found(node) for node in sorted(self.nodes)]
-        self.feed(*joined, Restore(known, there, staged, cut), *found)
+        past = History(self.journal).restore()
+        self.journal.append(["resumed", {"epoch": self.epoch}])
+        self.feed(*joined, restore(self.plan, "run", past), *found)
 
     # -- what must hold in the end --------------------------------------------------------------
 
@@ -565,7 +583,7 @@ class Reference:
     def __init__(self, simulation: Simulation):
         self.plan = simulation.plan
         self.stages = simulation.scheduler.stages
-        self.contents = simulation.contents
+        self.contents, self.cuts = simulation.contents, simulation.cuts
         self._known: dict[tuple[int, int], Content] = {}
 
     def content(self, stage_id: int, partition: int) -> Content:
@@ -574,8 +592,9 @@ class Reference:
             version = 0
             if varies(stage):
                 version = self.contents[self.stages[stage_id].fingerprints[partition]].version
-            inputs = [(s, p, self.content(s, p).fingerprint) for s, p in self.reads(stage, partition)]
-            self._known[stage_id, partition] = content_of(stage, partition, version, inputs)
+            inputs = [(s, p, self.content(s, p).name) for s, p in self.reads(stage, partition)]
+            cut = cut_of(self.stages[stage_id].exchange) or self.cuts.get(stage_id, "")
+            self._known[stage_id, partition] = content_of(stage, partition, version, inputs, cut)
         return self._known[stage_id, partition]
 
     def reads(self, stage: Stage, partition: int):
@@ -607,7 +626,11 @@ def result_of(stage: Stage, key: Key, node: str, content: Content) -> PartitionR
     offsets = np.cumsum([8, *content.lengths])
     path = "s{}-p{}-a{}".format(*key)
     block = Block(*key, node, path, offsets, rows, int(offsets[-1]), content.fingerprint)
-    sample = KeySample(int(rows.sum()), pa.table({"x": [partition]})) if stage.sample else None
+    sample = (
+        KeySample(int(rows.sum()), pa.table({"x": [crc32(content.fingerprint.encode()) % 1000]}))
+        if stage.sample
+        else None
+    )
     return PartitionResult(partition, int(rows.sum()), content.fingerprint, block, (), sample)
 
 
