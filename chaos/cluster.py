@@ -214,6 +214,7 @@ class ChaosCluster:
 
     def fill(self, node: Node, bytes: int) -> None:
         """Use up a node's quota, as if somebody else had filled its disk; until `resume_stopped`."""
+        node.scratch.mkdir(parents=True, exist_ok=True)
         SpaceLedger(node.scratch).reserve(bytes, None)
         self._filled[node.name] = bytes
 

@@ -63,12 +63,12 @@ class Injector:
         replace: bool = True,
         quota: int = 0,
     ):
-        self._cluster, self._seed = cluster, seed
+        self._cluster, self._seed, self._kill_driver = cluster, seed, kill_driver
         self._deeds: dict[tuple[str, str], Callable[[Fault, int | None], str]] = {
             ("kill", "worker"): self._kill_worker,
             ("kill", "node"): self._kill_node,
             ("kill", "scheduler"): self._kill_scheduler,
-            ("kill", "driver"): lambda fault, taker: kill_driver() or "driver",
+            ("kill", "driver"): self._kill_the_driver,
             ("hang", "worker"): self._hang_worker,
             ("hang", "node"): self._hang_node,
             ("return", "node"): self._return_node,
@@ -201,13 +201,17 @@ class Injector:
         self._after(REPLACE_SECONDS, self._cluster.start_scheduler)
         return "scheduler"
 
+    def _kill_the_driver(self, fault: Fault, taker: int | None) -> str:
+        self._kill_driver()
+        return "driver"
+
     # -- inside ------------------------------------------------------------------------------------
 
     def _node(self, taker: int | None) -> Node:
         """The node of the process that took the token, or else one of those that live, by seed."""
         if taker is not None and (found := self._cluster.node_of(taker)) is not None:
             return found
-        living = [node for node in self._cluster.nodes if node.lives()] or self._cluster.nodes
+        living = [node for node in self._cluster.nodes if node.lives() and node.id] or self._cluster.nodes
         self._chosen += 1
         return living[victim_order(self._seed * 1000 + self._chosen, len(living))[0]]
 
