@@ -20,12 +20,13 @@ import pyarrow as pa
 from distributed import Future, KilledWorker
 
 from ..errors import ClusterError
-from ..lineage.owner import this_process
+from ..planner.plan import Storage
 from .collect import fetch_segments
 from .executor import failed
 from .inventory import unpack_inventory
-from .kept_service import unpack_kept
+from .kept_client import KeptClient
 from .relocation import pack_segments
+from .reuse import NodeKeeps
 from .scheduler_events import (
     BlocksFound,
     BlocksMoved,
@@ -40,11 +41,8 @@ from .scheduler_events import (
     WorkerJoined,
     WorkerLeft,
 )
-from .task import Block, PartitionResult, Segment, StageProgram, Task
+from .task import Block, Segment, StageProgram, Task
 from .worker_plugin import execute, pack_program
-
-#: a node, and the results it keeps by lineage key
-Kept = tuple[str, Mapping[str, Sequence[PartitionResult]]]
 
 if TYPE_CHECKING:
     from .dask_executor import DaskExecutor
@@ -84,6 +82,8 @@ class DaskChannel:
         self._payloads: dict[int, bytes | Future] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._watches: set[asyncio.Task[Any]] = set()
+        #: what nodes are asked to keep, and to copy
+        self._keeping: set[asyncio.Task[Any]] = set()
         self._closed = False
         #: living workers: address to node
         self._nodes: dict[str, str] = {}
@@ -92,8 +92,11 @@ class DaskChannel:
         #: attempts of an old scheduler, which their workers may still run
         self._stale: list[str] = []
         self._lost_since: float | None = None
+        #: tasks without a worker that the scheduler was told of
+        self._expecting = 0
         #: what nodes must do one after the other
         self._turns: dict[str, asyncio.Lock] = {}
+        self._kept = KeptClient(run, self._ask, lambda: self._membership.nodes(), self._hear_found)
         self._connect()
 
     # -- the driver's side ----------------------------------------------------------------------
@@ -138,6 +141,11 @@ class DaskChannel:
             nodes={node: list(addresses) for node, addresses in instruction.nodes.items()},
         )
 
+    def expect(self, tasks: int, seconds: float) -> None:
+        if tasks or self._expecting:
+            self._expecting = tasks
+            self._spawn(self._tell_scheduler, tasks, seconds)
+
     def survey(self, node: str) -> None:
         self._spawn(self._survey, node)
 
@@ -155,18 +163,17 @@ class DaskChannel:
             self._spawn(self._release_in_turn, node, paths)
 
     def keep(self, instruction: Keep) -> None:
-        owner = this_process().record() if instruction.storage is not None else None
-        by_node: dict[str, list[str]] = {}
+        by_node: dict[str, list[Block]] = {}
         for block in instruction.blocks:
-            by_node.setdefault(block.node, []).append(block.path)
-        for node, paths in by_node.items():
-            self._spawn(self._keep_in_turn, node, paths, owner)
+            by_node.setdefault(block.node, []).append(block)
+        for node, blocks in by_node.items():
+            self._spawn(self._keep_in_turn, node, blocks, instruction.storage, into=self._keeping)
 
-    def kept(self, keys: Sequence[str], pinned: Sequence[str] = ()) -> list[Kept]:
-        return self._client.sync(self._all_kept, list(keys), list(pinned))
+    def kept(self, keys: Sequence[str], pinned: Mapping[str, Storage] | None = None) -> list[NodeKeeps]:
+        return self._client.sync(self._kept.use, list(keys), dict(pinned or {}))
 
     def drop(self, keys: Sequence[str]) -> None:
-        self._client.sync(self._drop_everywhere, list(keys))
+        self._client.sync(self._kept.drop, list(keys))
 
     def wait(self, timeout: float) -> list[Event]:
         if self._is_lost():
@@ -186,11 +193,15 @@ class DaskChannel:
     def stop(self, timeout: float = STOP_SECONDS) -> None:
         if self._client.status == "running":
             with suppress(OSError, TimeoutError):
+                self._client.sync(self._stop_keeping)
                 self._client.sync(self._stop, timeout)
 
     def close(self) -> None:
         if self._closed:
             return
+        if self._keeping and self._client.status == "running":
+            with suppress(OSError, TimeoutError):
+                self._client.sync(self._finish_keeping)
         self._detach()
         if self._client.status == "running":
             with suppress(OSError, TimeoutError):
@@ -339,6 +350,9 @@ class DaskChannel:
             parts = tuple((int(s), int(p), int(a)) for s, p, a in message["parts"])
             self._events.put(BlocksMoved(message["source"], message["target"], parts))
 
+    def _hear_found(self, found: BlocksFound) -> None:
+        self._events.put(found)
+
     async def _follow_progress(self, generation: int) -> None:
         while not self._closed and generation == self._generation and self._client.status == "running":
             await asyncio.sleep(PROGRESS_SECONDS)
@@ -346,6 +360,11 @@ class DaskChannel:
                 answers = await self._tell_all("progress")
                 shares = {name: share for answer in answers for name, share in answer.get("done", {}).items()}
                 self._events.put(Progress(shares))
+
+    async def _tell_scheduler(self, tasks: int, seconds: float) -> None:
+        with suppress(Exception):  # one without Headwater can't be told
+            call = self._client.scheduler.headwater_demand(run=self._run, tasks=tasks, seconds=seconds)
+            await asyncio.wait_for(call, _ANSWER_SECONDS)
 
     async def _survey(self, node: str) -> None:
         found = await self._inventory_of(node)
@@ -374,29 +393,11 @@ class DaskChannel:
         async with self._turns.setdefault(node, asyncio.Lock()):
             await self._tell(self._workers_of(node), "release", paths=paths, epoch=self._epoch)
 
-    async def _keep_in_turn(self, node: str, paths: list[str], owner: dict[str, Any] | None) -> None:
+    async def _keep_in_turn(self, node: str, blocks: list[Block], storage: Storage | None) -> None:
         async with self._turns.setdefault(node, asyncio.Lock()):
-            for address in self._workers_of(node):
-                wish = {"paths": paths, "pinned": owner is not None, "owner": owner}
-                if await self._ask(address, "keep", _SURVEY_SECONDS, **wish) is not None:
-                    return
-
-    async def _all_kept(self, keys: list[str], pinned: list[str]) -> list[Kept]:
-        nodes = self._membership.nodes()
-        wish = {"keys": keys, "pinned": pinned, "owner": this_process().record()}
-        answers = await asyncio.gather(*(self._kept_by(addresses, wish) for addresses in nodes.values()))
-        return [answer for answer in answers if answer is not None]
-
-    async def _kept_by(self, addresses: Sequence[str], wish: dict[str, Any]) -> Kept | None:
-        for address in addresses:
-            reply = await self._call(address, "use", _SURVEY_SECONDS, **wish)
-            if reply is not None:
-                return unpack_kept(reply)
-        return None
-
-    async def _drop_everywhere(self, keys: list[str]) -> None:
-        nodes, owner = self._membership.nodes(), this_process().record()
-        await asyncio.gather(*(self._tell(at, "drop", keys=keys, owner=owner) for at in nodes.values()))
+            kept = await self._kept.keep(node, blocks, storage)
+        if storage is not None:
+            await self._kept.copy(node, kept, storage)
 
     async def _tell_all(self, operation: str, **arguments: Any) -> list[dict[str, Any]]:
         """Call a handler of all workers, and return the answers of those that give one."""
@@ -437,6 +438,15 @@ class DaskChannel:
             await asyncio.wait(self._watches, timeout=timeout)
         if self._futures:
             await self._forget(list(self._futures.values()))
+
+    async def _finish_keeping(self) -> None:
+        """Wait until nodes have kept and copied what they were asked to."""
+        while self._keeping:
+            await asyncio.wait(set(self._keeping))
+
+    async def _stop_keeping(self) -> None:
+        for task in list(self._keeping):
+            task.cancel()
 
     async def _clean_up(self) -> None:
         await self._stop(STOP_SECONDS)

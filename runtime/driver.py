@@ -24,7 +24,7 @@ from .executor import Executor
 from .fault_points import reach
 from .report import RunReport, build_report
 from .resumption import PLAN, pack_plan, plan_record, restore
-from .reuse import Reusable, choose_kept, reusable_stages
+from .reuse import Reusable, choose_kept, persisted, reusable_stages
 from .scheduler import Scheduler
 from .scheduler_events import (
     BlocksLost,
@@ -52,6 +52,8 @@ from .versions import local_versions
 
 #: seconds between two snapshots
 OBSERVE_SECONDS = 0.1
+#: seconds between two looks at how much work waits
+BACKLOG_SECONDS = 0.5
 #: seconds to wait for events at most, so that displays go on
 WAIT_SECONDS = 0.25
 
@@ -152,7 +154,7 @@ class Driver:
         self._error: BaseException | None = None
         self._closed = False
         self._lease = lease
-        self._renewed = self._started
+        self._renewed = self._backlog_told = self._started
         self._past = past
         self._channel = executor.open(self.run_id, self._epoch)
         if past is None and journal is not None:
@@ -289,6 +291,7 @@ class Driver:
         events = self._channel.wait(timeout)
         self._feed(*events)
         self._observe()
+        self._tell_backlog()
         self._renew()
         self._require_workers()
 
@@ -305,6 +308,8 @@ class Driver:
         past = restore(self.plan, self.run_id, self._past)
         past = replace(past, fingerprints={**(kept.fingerprints or {}), **past.fingerprints})
         self._feed(*joined, past, *found, *kept.found)
+        for instruction in kept.lacking:
+            self._channel.keep(instruction)
 
     def _find_kept(self, keys: Mapping[str, Sequence[int]]) -> Reusable:
         if self._past is not None:  # whose own results count, where others could come
@@ -312,11 +317,16 @@ class Driver:
             keys = {key: ids for key, ids in keys.items() if varying.isdisjoint(ids)}
         if not keys:
             return Reusable()
-        pinned = [key for key, ids in keys.items() if any(self.plan.stages[id].storage for id in ids)]
-        chosen = choose_kept(self.plan, keys, self._channel.kept(list(keys), pinned))
+        chosen = choose_kept(self.plan, keys, self._channel.kept(list(keys), persisted(self.plan, keys)))
         if chosen.useless:
             self._channel.drop(chosen.useless)
         return chosen
+
+    def _tell_backlog(self) -> None:
+        now = time.monotonic()
+        if now - self._backlog_told >= BACKLOG_SECONDS:
+            self._backlog_told = now
+            self._channel.expect(*self.scheduler.backlog)
 
     def _renew(self) -> None:
         now = time.monotonic()

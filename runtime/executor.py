@@ -8,12 +8,13 @@ from typing import Protocol
 import pyarrow as pa
 
 from ..errors import DiskFullError, HeadwaterError
+from ..planner.plan import Storage
+from .reuse import NodeKeeps
 from .scheduler_events import BlocksFound, Event, FailureKind, Keep, Relocate, TaskFailed, WorkerJoined
 from .task import (
     Block,
     CancelledTask,
     FetchFailedError,
-    PartitionResult,
     Segment,
     StageProgram,
     Task,
@@ -42,6 +43,9 @@ class Channel(Protocol):
     def relocate(self, instruction: Relocate) -> None:
         """Tell a waiting attempt where its inputs are."""
 
+    def expect(self, tasks: int, seconds: float) -> None:
+        """Say how many tasks have no worker yet, and how long they will take, so that workers can be added."""
+
     def survey(self, node: str) -> None:
         """Ask a node which blocks of the run it has; `BlocksFound` comes with a later `wait`."""
 
@@ -54,14 +58,12 @@ class Channel(Protocol):
     def keep(self, instruction: Keep) -> None:
         """Let nodes keep blocks beyond the run; before a `release` that follows, and before `close` deletes."""
 
-    def kept(
-        self, keys: Sequence[str], pinned: Sequence[str] = ()
-    ) -> list[tuple[str, Mapping[str, Sequence[PartitionResult]]]]:
+    def kept(self, keys: Sequence[str], pinned: Mapping[str, Storage] | None = None) -> list[NodeKeeps]:
         """Ask all nodes which blocks they keep of stages, which they then don't give up during the run.
 
         Args:
             keys: lineage keys of stages.
-            pinned: those of which they are to keep what they have for as long as this process lives.
+            pinned: those of which they are to keep what they have for as long as this process lives, and how.
 
         Returns:
             (node, key to results) of each node, as the blocks describe themselves.

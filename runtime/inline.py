@@ -12,14 +12,16 @@ import pyarrow as pa
 
 from ..errors import ParameterError
 from ..lineage.owner import this_process
+from ..planner.plan import Storage
 from .executor import failed
 from .fetch import Fetcher
 from .kept import Kept
 from .node_store import NodeStore
 from .private_scratch import make_private_scratch
+from .reuse import NodeKeeps
 from .run_task import run_task
 from .scheduler_events import BlocksFound, Event, Keep, Relocate, TaskFinished, WorkerJoined, WorkerLeft
-from .task import Block, CancelledTask, PartitionResult, Segment, StageProgram, Task
+from .task import Block, CancelledTask, Segment, StageProgram, Task
 from .worker_plugin import pack_program
 
 
@@ -136,6 +138,9 @@ class InlineChannel:
     def relocate(self, instruction: Relocate) -> None:
         raise NotImplementedError("tasks run one after the other, so none waits")
 
+    def expect(self, tasks: int, seconds: float) -> None:
+        pass
+
     def survey(self, node: str) -> None:
         self._events += [found for found in self.inventory() if found.node == node]
 
@@ -151,13 +156,11 @@ class InlineChannel:
             owner = this_process() if instruction.storage is not None else None
             self._executor.kept(store).keep(paths, pinned=owner is not None, owner=owner)
 
-    def kept(
-        self, keys: Sequence[str], pinned: Sequence[str] = ()
-    ) -> list[tuple[str, Mapping[str, Sequence[PartitionResult]]]]:
+    def kept(self, keys: Sequence[str], pinned: Mapping[str, Storage] | None = None) -> list[NodeKeeps]:
         found = []
         for store in self._executor.stores:
             kept = self._executor.kept(store)
-            found.append((store.node, kept.use(self._run, keys, pinned=pinned)))
+            found.append((store.node, kept.use(self._run, keys, pinned=pinned or ())))
         return found
 
     def drop(self, keys: Sequence[str]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from distributed import Client
 
+from .demand import DemandPlugin
 from .health_monitor import HealthMonitor
 from .scheduler_events import Cause, WorkerDraining, WorkerJoined, WorkerLeft
 from .worker_plugin import HeadwaterWorkerPlugin
@@ -43,6 +45,8 @@ class Membership:
         self._greetings: set[asyncio.Task[None]] = set()
         self._monitor = HealthMonitor(client, self.left)
         client.register_plugin(plugin)
+        with suppress(Exception):  # a scheduler without Headwater does without
+            client.register_plugin(DemandPlugin(), idempotent=True)
         client.subscribe_topic("all", self._on_event)
         client.subscribe_topic("headwater-workers", self._on_farewell)
         client.sync(self._greet_all)

@@ -251,8 +251,11 @@ class Placement:
 
     def drain(self) -> list[TaskRun]:
         """Take back every waiting task."""
-        queues = [*self._by_node.values(), self._anywhere, self._suspects]
-        return [task for queue in queues for task in queue.drain()]
+        return [task for queue in self._queues() for task in queue.drain()]
+
+    def tasks(self) -> list[TaskRun]:
+        """Every waiting task."""
+        return [task for queue in self._queues() for task in queue.scan(len(queue))]
 
     def remove(self, attempt: Attempt) -> None:
         """A worker no longer has an attempt."""
@@ -290,8 +293,10 @@ class Placement:
     @property
     def waiting(self) -> int:
         """How many tasks wait for a worker."""
-        queues = (*self._by_node.values(), self._anywhere, self._suspects)
-        return sum(map(len, queues))
+        return sum(map(len, self._queues()))
+
+    def _queues(self) -> list[_Queue]:
+        return [*self._by_node.values(), self._anywhere, self._suspects]
 
     def _by_load(self) -> list[WorkerSlots]:
         return sorted(self.workers.values(), key=lambda worker: worker.load)
