@@ -2,6 +2,7 @@
 # make test    every test; test-fast leaves out those that start processes
 # make check   what a reviewer would run first: style, layers, types
 # make bench   TPC-H beside DuckDB and Dask DataFrame, exchanges beside Dask DataFrame, planning
+# make bench-recovery   what killed nodes, slow workers and a killed scheduler cost, beside Dask DataFrame
 # make chaos   a pipeline with shuffles under 200 random schedules of faults, compared byte by byte
 # make clean   everything that these targets made
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 WORKERS ?= 4
 
-.PHONY: demo test test-fast check format bench chaos clean
+.PHONY: demo test test-fast check format bench bench-recovery chaos clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -51,6 +52,12 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/tpch.py
 	$(BIN)/python benchmarks/exchange.py
 	$(BIN)/python benchmarks/planning.py
+
+bench-recovery: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/recovery.py
+	$(BIN)/python benchmarks/backups.py
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/loop.py
 
 RUNS ?= 200
 SEED ?= 1
