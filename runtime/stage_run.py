@@ -360,9 +360,9 @@ def new_places(
     broadcast = broadcast_inputs(stage, indices, runs)
     pairs += [(old, broadcast[slot]) for slot, old in record.broadcast.items()]
     found: dict[Segment, Segment] = {}
-    for old, new in pairs:
+    for told, new in pairs:
         there = {(segment.stage, segment.partition): segment for segment in new}
-        for segment in old:
+        for segment in told:
             part = (segment.stage, segment.partition)
             if part in wanted and part in there:
                 found[segment] = there[part]
