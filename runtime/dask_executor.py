@@ -85,12 +85,10 @@ class DaskExecutor:
 
     async def _drop_kept(self, keys: list[str]) -> int:
         owner, freed = this_process().record(), 0
-        for addresses in self.membership.nodes().values():
-            for address in addresses:
-                with suppress(Exception):  # it is gone, or will be soon
-                    call = self.client.rpc(address).headwater_drop(keys=keys, owner=owner)
-                    freed += (await asyncio.wait_for(call, _DROP_SECONDS))["freed_bytes"]
-                    break
+        for worker in self.workers():  # each of a node's may hold some in memory; the first deletes the files
+            with suppress(Exception):  # it is gone, or will be soon
+                call = self.client.rpc(worker.address).headwater_drop(keys=keys, owner=owner)
+                freed += (await asyncio.wait_for(call, _DROP_SECONDS))["freed_bytes"]
         return freed
 
     def reconnect(self, generation: int) -> bool:

@@ -26,7 +26,16 @@ from ..lineage.owner import Owner, this_process
 from .block_index import BlockLabel, read_index
 from .eviction import Evictable, choose_victims
 from .inventory import FolderIndex, FoundBlock
-from .kept_marks import in_use, is_pinned, mark_pin, mark_user, purge_marks, remove_pins, unmark_user
+from .kept_marks import (
+    in_use,
+    is_pinned,
+    is_wanted,
+    mark_pin,
+    mark_user,
+    purge_marks,
+    remove_pins,
+    unmark_user,
+)
 from .links import bytes_of, remove_name
 from .node_store import NodeStore, purge_drafts
 from .scratch_file import draft_of
@@ -190,6 +199,10 @@ class Kept:
                     freed += sum(remove_name(path, balance, trash) for path in self._files(key))
                     self._remove_if_empty(key)
         return freed
+
+    def is_wanted(self, key: str) -> bool:
+        """Whether a living process, or anybody until further notice, has pinned a stage's blocks."""
+        return is_wanted(self._folder(key))
 
     def used_bytes(self) -> int:
         """Bytes of all kept blocks, those that their runs still have included."""

@@ -42,6 +42,11 @@ def is_pinned(folder: Path) -> bool:
     return any(folder.glob("pins/*"))
 
 
+def is_wanted(folder: Path) -> bool:
+    """Whether a key has a pin that isn't void."""
+    return any(not _is_void(mark) for mark in folder.glob("pins/*"))
+
+
 def in_use(folder: Path, store: NodeStore) -> bool:
     """Whether a run that is still here reads a key's blocks."""
     return any(store.has_run(mark.name) for mark in folder.glob("users/*"))

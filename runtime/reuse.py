@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..ops.ordering import key_names
-from ..planner.plan import PhysicalPlan, Stage
-from .scheduler_events import BlocksFound
+from ..planner.plan import PhysicalPlan, Stage, Storage
+from .copies import lacking_copies
+from .scheduler_events import BlocksFound, Keep
 from .stage_inputs import indeterminate_stages
 from .task import PartitionResult
 
@@ -27,11 +28,13 @@ class Reusable:
         fingerprints: (stage, partition) to the digest that counts, where other bytes could come as well.
         useless: lineage keys of which blocks are kept that this run can't use, so that its own had better take
             their place.
+        lacking: of persisted blocks that lie on fewer nodes than their user asked for.
     """
 
     found: tuple[BlocksFound, ...] = ()
     fingerprints: Mapping[tuple[int, int], str] | None = None
     useless: tuple[str, ...] = ()
+    lacking: tuple[Keep, ...] = ()
 
 
 def reusable_stages(plan: PhysicalPlan, reuse: bool) -> dict[str, list[int]]:
@@ -86,17 +89,42 @@ def choose_kept(
         BlocksFound(
             node,
             tuple(
-                replace(result, block=replace(result.block, stage=id, attempt=KEPT_ATTEMPT))
+                result
                 for key, results in held.items()
                 if key not in useless
                 for id in stages.get(key, ())
-                for result in results
-                if result.block is not None and makers.get(id, result.run) == result.run
+                for result in renamed(results, id)
+                if makers.get(id, result.run) == result.run
             ),
         )
         for node, held in kept
     )
-    return Reusable(tuple(event for event in found if event.results), fingerprints, tuple(sorted(useless)))
+    events = tuple(event for event in found if event.results)
+    return Reusable(events, fingerprints, tuple(sorted(useless)), _lacking(plan, events, len(kept)))
+
+
+def _lacking(plan: PhysicalPlan, found: Sequence[BlocksFound], nodes: int) -> tuple[Keep, ...]:
+    wishes = []
+    for stage in plan.stages:
+        replicas = 1 if stage.storage is None else stage.storage.replicas
+        if replicas > 1 and (blocks := lacking_copies(stage.id, found, replicas, nodes)):
+            wishes.append(Keep(blocks, stage.storage))
+    return tuple(wishes)
+
+
+def persisted(plan: PhysicalPlan, stages: Mapping[str, Sequence[int]]) -> dict[str, Storage]:
+    """Return how a user wants stages to be kept, by lineage key; those nobody asked for are left out."""
+    found = ((key, plan.stages[id].storage) for key, ids in stages.items() for id in ids)
+    return {key: storage for key, storage in found if storage is not None}
+
+
+def renamed(results: Iterable[PartitionResult], stage: int) -> tuple[PartitionResult, ...]:
+    """Return kept results as those of a run: with its number of their stage, and an attempt that no task has."""
+    return tuple(
+        replace(result, block=replace(result.block, stage=stage, attempt=KEPT_ATTEMPT))
+        for result in results
+        if result.block is not None
+    )
 
 
 def _is_sampled(stage: Stage, result: PartitionResult) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import psutil
 import pyarrow as pa
 from distributed import Worker, WorkerPlugin, get_worker
 from distributed.comm import get_address_host
@@ -31,6 +32,7 @@ from .kept import Kept
 from .kept_service import KeptService
 from .node_store import NodeStore, default_scratch
 from .relocation import Relocations, unpack_segments
+from .resident import Resident
 from .run_task import run_task
 from .serve import serve_ranges
 from .task import StageProgram, Task, TaskResult
@@ -110,6 +112,7 @@ class WorkerRuntime:
         self.fetcher = Fetcher(roots, worker.rpc, worker.loop.asyncio_loop, store.space, options)
         self.broadcasts = BroadcastCache(broadcast_bytes)
         self.kept = Kept(store, kept_bytes)
+        self.resident = Resident(self._resident_bytes)
         #: the process's; None for a worker that lives in its scheduler's process
         self.beacon: BeaconKeeper | None = None
         self._programs: OrderedDict[bytes, StageProgram] = OrderedDict()
@@ -143,7 +146,8 @@ class WorkerRuntime:
             self.info,
         ):
             self.worker.handlers[f"headwater_{operation.__name__}"] = operation
-        self.worker.handlers.update(KeptService(self.kept, self.worker.rpc, self.fetcher.options).handlers())
+        kept = KeptService(self.kept, self.worker.rpc, self.fetcher.options, self.resident)
+        self.worker.handlers.update(kept.handlers())
 
     def attach(self, worker: Worker) -> None:
         """Go on with a new Dask worker of the same process; what runs still belongs to the old one."""
@@ -242,6 +246,7 @@ class WorkerRuntime:
             "scratch": str(self.store.root),
             "used_bytes": self.store.space.used_bytes(),
             "room_bytes": room_bytes(self.store),
+            "resident_bytes": self.resident.bytes,
             "draining": self.draining,
             "running": self.running(),
             "address": self.worker.address,
@@ -272,6 +277,12 @@ class WorkerRuntime:
     def stop(self) -> None:
         """Cancel all that runs; the worker is closing."""
         self.admission.stop()
+
+    def _resident_bytes(self) -> int:
+        """How much kept blocks may take of the memory: half of what is free, and of what Dask allows the worker."""
+        most = (psutil.virtual_memory().available + self.resident.locked_bytes) // 2
+        limit = getattr(self.worker.memory_manager, "memory_limit", None)
+        return min(most, limit // 2) if limit else most
 
     def _retire(self, retiring: bool) -> None:
         """Dask begins to retire the worker, or thinks better of it."""
