@@ -454,6 +454,7 @@ class Simulation:
         if node is None:
             return None
         pairs = sorted(node.disk.items(), key=lambda pair: pair[0])
+        self.released -= {(key, name) for key, _ in pairs}  # it was told while the node was away
         results = (result_of(self.plan.stages[key[0]], key, name, content) for key, content in pairs)
         return BlocksFound(name, tuple(results))
 
