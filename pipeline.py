@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from .arguments import column_names, flags, known_options, no_attribute, share, whole
-from .datasets import ArrowSink, CsvSink, JsonSink, ParquetSink
+from .datasets import ArrowSink, CsvSink, JsonSink, ParquetSink, arrow_source, parquet_source
 from .datasets.file_sink import FileSink
 from .desugaring import (
     aggregate_node,
@@ -39,6 +39,7 @@ from .ops.prep import Chain
 from .ops.project import Project
 from .ops.repartition import Repartition
 from .ops.sample import Sample
+from .ops.scan import Scan
 from .ops.sort import Sort, SortKey
 from .ops.union import Union
 from .ops.write import Write
@@ -543,6 +544,50 @@ class Dataset:
                 f"kept.unpersist(). This one ends in {type(self.node).__name__}."
             )
         return session_or_current(session).unpersist(self.node)
+
+    def truncate(
+        self,
+        path: str,
+        session: Session | None = None,
+        *,
+        format: Literal["arrow", "parquet"] = "arrow",
+        **options: Any,
+    ) -> Dataset:
+        """Run the plan now, write its rows durably, and go on from the files: lineage ends there.
+
+        Never needed for correctness. Worth it where a pipeline grows by a loop, so that what a lost partition is
+        made from, and planning, grow with it; or to keep rows longer than any node.
+
+        Args:
+            path: a folder, or one file by its suffix; a local path that all workers see, or any fsspec URL.
+            session: where to run; None takes the current one.
+            format: "arrow", which is mapped rather than read where it is local, or "parquet", which is smaller.
+            options: as for `write_arrow` and `write_parquet`, as ``if_exists="overwrite"``, ``storage_options``.
+
+        Returns:
+            A dataset that reads what was written: the same rows in the same order, in as many partitions
+            as the files give.
+
+        Raises:
+            SinkExistsError: the destination holds data.
+            HeadwaterError: the run failed; nothing is written.
+
+        Example:
+            >>> import headwater as hw
+            >>> folder = getfixture("tmp_path") / "squares"
+            >>> with hw.Session("inline"):
+            ...     squares = hw.range(4).select(square=hw.col("id") ** 2).truncate(str(folder))
+            ...     squares.compute().to_pydict()
+            {'square': [0, 1, 4, 9]}
+        """
+        if format not in ("arrow", "parquet"):
+            raise ParameterError(f"truncate(format={format!r}): write 'arrow' or 'parquet'.")
+        write, source = {
+            "arrow": (self.write_arrow, arrow_source),
+            "parquet": (self.write_parquet, parquet_source),
+        }[format]
+        write(path, **options).run(session).close()
+        return Dataset(Scan(source(path, storage_options=options.get("storage_options"))))
 
     # -- sinks -------------------------------------------------------------------------------------
 
