@@ -6,13 +6,13 @@ or ``headwater chaos tests/fault/pipelines.py --param inputs=DIR --kill node@shu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from headwater.chaos.cluster import ChaosCluster
-from headwater.chaos.run import Outcome, run_clean, run_under
+from headwater.chaos.run import ChaosResult, Outcome, run_clean, run_under
 from headwater.chaos.schedule import parse_fault
 from headwater.chaos.text import result_text
 from headwater.pipeline_file import load_module
@@ -31,6 +31,21 @@ FAULTS = {
     "node that returns": ("return", "node"),
     "disk full": ("fill", "node"),
 }
+
+#: by what the report shows that the fault was felt, and not slept through
+SIGNS: dict[str, Callable[[ChaosResult], bool]] = {
+    "worker": lambda result: result.recovery["workers_lost"] >= 1,
+    "node": lambda result: result.recovery["nodes_lost"] >= 1,
+    "hung worker": lambda result: "hung" in causes(result) or result.recovery["backups_won"] >= 1,
+    "scheduler": lambda result: "scheduler died" in causes(result),
+    "driver": lambda result: result.outcome.drivers == 2,
+    "node that returns": lambda result: result.recovery["nodes_lost"] >= 1,
+    "disk full": lambda result: "disk full" in causes(result),
+}
+
+
+def causes(result: ChaosResult) -> set[str]:
+    return {loss["cause"] for loss in result.losses}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +73,35 @@ def test_nothing_that_dies_changes_a_byte(dies: str, phase: str, cluster, clean,
     fault = parse_fault(action, f"{target}@{phase}")
     result = run_under(str(PIPELINE), params, [fault], cluster, clean=clean, limit=60)
     text = result_text(result, 1, f"headwater chaos {PIPELINE} {fault}")
+    check(result, text)
+    # a sink's files lie on another disk, and the tasks that come after it may all go to other nodes
+    assert SIGNS[dies](result) or (dies, phase) == ("disk full", "sink"), text
+
+
+def test_all_nodes_die_and_return_with_their_blocks(params, clean, tmp_path):
+    faults = [parse_fault("return", "node@shuffle-read")]
+    with ChaosCluster(nodes=1) as cluster:
+        result = run_under(str(PIPELINE), params, faults, cluster, clean=clean, limit=60)
+    check(result, text := result_text(result, 1, ""))
+    assert result.recovery["nodes_lost"] == 1, text
+    assert result.rerun == 0, text
+
+
+def test_all_at_once(cluster, clean, params):
+    faults = [
+        parse_fault("kill", "node@shuffle-read"),
+        parse_fault("hang", "worker@reduce"),
+        parse_fault("kill", "driver@60%"),
+        parse_fault("kill", "scheduler@sink"),
+        parse_fault("slow", "worker:10x"),
+    ]
+    result = run_under(str(PIPELINE), params, faults, cluster, clean=clean, limit=90)
+    check(result, text := result_text(result, 1, ""))
+    assert result.outcome.drivers == 2, text
+
+
+def check(result: ChaosResult, text: str) -> None:
+    """The faults happened, the bytes are the same, no more was made again than had to be, nothing is left."""
     assert not result.missed, text
     assert result.equal, text
     assert result.rerun == result.minimum, text
