@@ -674,9 +674,10 @@ def test_no_backup_is_given_inputs_that_are_gone():
 def test_tasks_at_a_slow_worker_do_not_wait_for_it_forever():
     plan = PhysicalPlan((scan(0, 2), stage(1, [BlockLeaf(101, 0, SCHEMA)], 2)), {"out": 1})
     hand = Hand(plan, ("w1", "a"), ("w2", "b"), bytes_of=lambda s, i: 4000 * MB)
-    hand.finish(hand.task_of(0, 0))
+    hand.finish_stage(0)
+    hand.finish(next(i.task for i in hand.running.values() if i.worker == "w1"))
     hand.scheduler.placement.workers["w2"].pace = 50.0
-    hand.finish(hand.task_of(0, 1))
+    hand.fail(next(i.task for i in hand.running.values() if i.worker == "w2"), FailureKind.OTHER)
     hand.finish_all()
     assert hand.of(Finished)
 
@@ -837,6 +838,7 @@ def test_what_lies_on_a_full_node_is_worked_on_elsewhere_whatever_it_weighs():
     plan = PhysicalPlan((scan(0, 2), stage(1, [BlockLeaf(101, 0, SCHEMA)], 2)), {"out": 1})
     hand = Hand(plan, ("w1", "a"), ("w2", "b"), bytes_of=lambda s, i: 4000 * MB)
     hand.finish_stage(0)
+    hand.finish(next(i.task for i in hand.running.values() if i.worker == "w2"))
     hand.fail(next(i.task for i in hand.running.values() if i.worker == "w1"), FailureKind.DISK)
     hand.finish_all()
     assert hand.of(Finished)
