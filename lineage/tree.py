@@ -11,6 +11,7 @@ from .fingerprint import Fingerprint
 from .graph import Dependency, LineageGraph
 from .history import Fate, History, StageHistory
 from .recovery import plan_recovery
+from .stream_fingerprint import digest_of, is_stream
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,17 @@ def _short(node: str) -> str:
 
 
 def fingerprint_of(stage: StageHistory, partitions: np.ndarray) -> str | None:
-    """Merge the recorded fingerprints of partitions, in order; None if some have never run."""
+    """Put the recorded fingerprints of partitions together, in order; None if some have never run.
+
+    Those of outputs merge to that of their rows together; others stand for these partitions only.
+    """
+    texts = [text for text in (stage.fingerprints[p] for p in partitions.tolist()) if text is not None]
+    if len(texts) < len(partitions):
+        return None
+    if any(map(is_stream, texts)):
+        return texts[0] if len(texts) == 1 else digest_of(texts)
     total = Fingerprint()
-    for partition in partitions.tolist():
-        text = stage.fingerprints[partition]
-        if text is None:
-            return None
+    for text in texts:
         total.merge(Fingerprint.parse(text))
     return total.hexdigest()
 

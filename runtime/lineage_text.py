@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 
 import numpy as np
@@ -75,7 +76,7 @@ def _row(history: History, branch: Branch) -> tuple[str, ...]:
         bytes_text(int(stage.bytes[chosen].sum())),
         seconds_text(float(stage.seconds[chosen].sum())),
         _places_text(places(history, branch)),
-        "" if fingerprint is None else fingerprint.partition("-")[2][:8],
+        "" if fingerprint is None else re.split("[-~]", fingerprint)[1][:8],
         stage.label,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..lineage.stream_fingerprint import is_stream
 from ..ops.ordering import key_names
 from ..planner.plan import PhysicalPlan, Stage, Storage
 from .copies import lacking_copies
@@ -76,7 +77,8 @@ def choose_kept(
     for key, ids in stages.items():
         results = [result for _, node in kept for result in node.get(key, ())]
         for stage in (plan.stages[id] for id in ids):
-            if not all(_is_sampled(stage, result) for result in results):
+            merges = stage.id in plan.outputs.values() or stage.storage is not None
+            if not all(_fits(stage, merges, result) for result in results):
                 useless.add(key)
             elif stage.id in varying and results:
                 run, digests = _whole_run(stage, results)
@@ -127,8 +129,10 @@ def renamed(results: Iterable[PartitionResult], stage: int) -> tuple[PartitionRe
     )
 
 
-def _is_sampled(stage: Stage, result: PartitionResult) -> bool:
-    """Whether a result has the key sample that its stage is to leave."""
+def _fits(stage: Stage, merges: bool, result: PartitionResult) -> bool:
+    """Whether a result has the key sample that its stage is to leave, and a fingerprint that merges if it must."""
+    if merges and is_stream(result.fingerprint):
+        return False
     if not stage.sample or not result.rows:
         return True
     return result.sample is not None and result.sample.keys.schema.names == list(key_names(stage.sample))

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from ..errors import HeadwaterError, PlanError
 from ..lineage.fingerprint import Fingerprint
+from ..lineage.stream_fingerprint import StreamFingerprint
 from ..ops.kernel import Broadcast, Context, Stream
 from ..ops.partitioner import KeySample, KeySampler
 from ..ops.sink import StagedFile
@@ -283,7 +284,7 @@ class _Tap:
 
     def __init__(self, program: StageProgram, partition: int):
         self._program, self.started = program, time.perf_counter()
-        self.digest = Fingerprint(program.schema)
+        self.digest = (Fingerprint if program.merges else StreamFingerprint)(program.schema)
         # named by the keys alone, so that boundaries don't depend on which stage holds the rows
         seed: tuple[int | str, ...] = (*map(str, program.sample), partition)
         self.sampler = KeySampler(program.sample, seed) if program.sample else None

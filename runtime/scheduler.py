@@ -725,7 +725,10 @@ class Scheduler:
     def _program(self, stage: StageRun) -> StageProgram:
         s = stage.stage
         exchange: Exchange | None = stage.exchange
-        return StageProgram(self.run, s.id, s.key, s.label, s.operator, s.schema, exchange, s.sink, s.sample)
+        merges = stage.is_output or s.storage is not None
+        return StageProgram(
+            self.run, s.id, s.key, s.label, s.operator, s.schema, exchange, s.sink, s.sample, merges
+        )
 
     def _slice(self, stage: StageRun, pending: np.ndarray) -> None:
         sizes, _ = input_sizes(stage, self.stages, {})

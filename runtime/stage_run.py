@@ -9,6 +9,7 @@ from enum import Enum
 import numpy as np
 import pyarrow as pa
 
+from ..lineage.stream_fingerprint import agree
 from ..planner.plan import BlockLeaf, BroadcastLeaf, ScanLeaf, ShuffleLeaf, Stage
 from .stage_inputs import leaf_ranges
 from .task import Block, Metrics, PartitionInput, PartitionResult, Segment, Task
@@ -157,7 +158,7 @@ class StageRun:
 
     def differs(self, result: PartitionResult) -> bool:
         """Whether a partition came out otherwise than the first time."""
-        return self.fingerprints[result.index] not in (None, result.fingerprint)
+        return not agree(self.fingerprints[result.index], result.fingerprint)
 
     def forget(self, partitions: np.ndarray) -> None:
         """Make partitions as if they had never been computed; their blocks are gone."""

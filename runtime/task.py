@@ -100,6 +100,7 @@ class StageProgram:
         schema: of the rows it leaves.
         exchange: with boundaries filled in.
         sink, sample: as in `planner.plan.Stage`.
+        merges: whether fingerprints must merge over partitions, as an output's do; else a much cheaper kind will do.
         owner: the driver's process; by default the one that makes the record.
     """
 
@@ -112,6 +113,7 @@ class StageProgram:
     exchange: Exchange | None = None
     sink: Sink | None = None
     sample: tuple[SortKey, ...] = ()
+    merges: bool = True
     owner: Owner = field(default_factory=this_process)
 
 
