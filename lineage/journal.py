@@ -60,6 +60,8 @@ STATES = {
 }
 
 _SEGMENT = re.compile(r"\d{6,}\.json")
+#: blobs smaller than this are compressed as well as can be
+_SMALL_BYTES = 256 << 10
 #: names the writer of a segment, where a put may be repeated
 _TOKEN = "by"
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
@@ -206,7 +208,7 @@ class Journal:
         Raises:
             FencedError: another driver has written it.
         """
-        self._create(name, zlib.compress(data, 9))
+        self._create(name, zlib.compress(data, 9 if len(data) < _SMALL_BYTES else 1))
 
     def get_blob(self, name: str) -> bytes:
         """Read what `put_blob` kept.

@@ -18,7 +18,7 @@ from .task import PartitionResult
 #: name of the plan in the journal
 PLAN = "plan.bin"
 #: a plan with more bytes of tables in it than this isn't kept, so its run can't be resumed
-MOST_BYTES = 64 << 20
+MOST_BYTES = 16 << 20
 
 
 def plan_record(plan: PhysicalPlan, lineage: LineageGraph) -> list[object]:
