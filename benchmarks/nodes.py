@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from distributed import Client
+
 HERE = Path(__file__).parent
 #: seconds for a process to show that it is up
 START_SECONDS = 90.0
@@ -67,6 +69,12 @@ class Nodes:
         self._stopped: set[int] = set()
         self.scheduler = self._start_scheduler()
         self.nodes = [self._start_node() for _ in range(count)]
+        try:
+            with Client(self.address, set_as_default=False, timeout=START_SECONDS) as client:
+                client.wait_for_workers(count, timeout=START_SECONDS)
+        except BaseException:
+            self.close()
+            raise
 
     # -- what can happen to it -------------------------------------------------------------------
 
