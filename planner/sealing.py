@@ -77,6 +77,9 @@ def unseal(roots: Roots, only_narrow: bool = False) -> dict[str, Node]:
     stack = [node for node in walk(roots) if isinstance(node, Sealed)]
     while stack:
         sealed = stack[-1]
+        if only_narrow and isinstance(sealed.content, Persist):
+            opened[stack.pop()] = sealed
+            continue
         inner = [
             node for node in walk({"": sealed.content}) if isinstance(node, Sealed) and node not in opened
         ]
@@ -95,10 +98,8 @@ def _replace(content: Node, opened: dict[Node, Node]) -> Node:
 
 
 def _is_narrow(content: Node) -> bool:
-    """Whether a subplan's partitions are those of its scans, whatever the estimates say, and its columns may go."""
+    """Whether a subplan's partitions are those of its scans, whatever the estimates say."""
     stack, seen = [content], set()
-    if isinstance(content, Persist):
-        return False
     while stack:
         node = stack.pop()
         if node in seen:
