@@ -99,7 +99,9 @@ class Attempt:
     def told(self, parts: Collection[tuple[int, int]]) -> dict[tuple[int, int], str]:
         """Say on which node it was told, last, that each of these blocks is."""
         slots = [slot for item in self.record.partitions for slot in item.slots.values()]
-        given = [s for slot in (*slots, *self.record.broadcast.values()) if isinstance(slot, tuple) for s in slot]
+        given = [
+            s for slot in (*slots, *self.record.broadcast.values()) if isinstance(slot, tuple) for s in slot
+        ]
         first = {(s.stage, s.partition): s.node for s in given if (s.stage, s.partition) in parts}
         return {**first, **self.places}
 

@@ -702,8 +702,10 @@ class Scheduler:
             self._record(["stage", stage.stage.id, rows])
             self._keep(stage)
             self._out.append(StageFinished(stage.stage.id))
-            for touched in (*self.lineage.sources[stage.stage.id], stage.stage.id):
-                self._collect(self.stages[touched])
+            sources = self.lineage.sources[stage.stage.id]
+            for other in self.stages[: stage.stage.id + 1]:
+                if other.state is StageState.FINISHED or other.stage.id in sources:
+                    self._collect(other)
 
     def _resolve(self, stage: StageRun) -> None:
         exchange = stage.stage.exchange
@@ -970,10 +972,23 @@ class Scheduler:
 
     def _collect(self, stage: StageRun) -> None:
         """Release the blocks that nobody will read again."""
-        consumers = self.lineage.consumers[stage.stage.id]
-        if all(self.stages[consumer].state is StageState.FINISHED for consumer in consumers):
-            mask = stage.alive & stage.taken if stage.is_output else stage.alive.copy()
+        mask = stage.alive & stage.taken if stage.is_output else stage.alive.copy()
+        if (mask.any() or stage.orphans) and self._is_read_no_more(stage.stage.id):
             self._release(stage, mask)
+
+    def _is_read_no_more(self, stage_id: int) -> bool:
+        """Whether all stages that read a stage are finished, and won't have to run again.
+
+        They may have to as long as blocks of theirs are lost, and those who read them run: these have perhaps
+        read them, and perhaps not.
+        """
+        settled: dict[int, bool] = {}
+        for other in reversed(range(stage_id, len(self.stages))):
+            stage = self.stages[other]
+            read_no_more = all(settled[consumer] for consumer in self.lineage.consumers[other])
+            whole = read_no_more or bool(stage.alive.all())
+            settled[other] = stage.state is StageState.FINISHED and whole
+        return all(settled[consumer] for consumer in self.lineage.consumers[stage_id])
 
     def _keep(self, stage: StageRun) -> None:
         """Let nodes keep what a stage has made, for later runs."""

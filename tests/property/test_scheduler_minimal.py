@@ -123,6 +123,7 @@ def test_the_loss_of_one_node_at_any_moment_costs_the_smallest_set(simulated, se
     assert all(count <= 2 for count in Counter(sim.computed).values())
     assert sorted(sim.scheduler.recovery.partitions_rerun) == sorted(expected)
     assert sum(loss.minimum for loss in sim.scheduler.losses.all) == len(expected)
+    assert not any(stage.alive.any() for stage in sim.scheduler.stages if not stage.is_output)
     sim.check_outputs()
     sim.check_ledger()
 
