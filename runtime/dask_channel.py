@@ -169,8 +169,10 @@ class DaskChannel:
         for node, blocks in by_node.items():
             self._spawn(self._keep_in_turn, node, blocks, instruction.storage, into=self._keeping)
 
-    def kept(self, keys: Sequence[str], pinned: Mapping[str, Storage] | None = None) -> list[NodeKeeps]:
-        return self._client.sync(self._kept.use, list(keys), dict(pinned or {}))
+    def kept(
+        self, stages: Mapping[str, Sequence[int]], pinned: Mapping[str, Storage] | None = None
+    ) -> list[NodeKeeps]:
+        return self._client.sync(self._kept.use, dict(stages), dict(pinned or {}))
 
     def drop(self, keys: Sequence[str]) -> None:
         self._client.sync(self._kept.drop, list(keys))
@@ -225,7 +227,7 @@ class DaskChannel:
         self._comm = self._client.scheduler_comm
         self._broken = False
         self._events = queue.SimpleQueue()
-        self._client.subscribe_topic(f"headwater-{self._run}", self._hear)
+        self._membership.hear(self._run, self._hear)
         self._membership.listen(self._events.put)
         self._spawn(self._follow_progress, self._generation)
 
@@ -281,9 +283,7 @@ class DaskChannel:
         self._closed = True
         with suppress(ValueError):
             self._membership.unlisten(self._events.put)
-        if self._client.status == "running":
-            with suppress(Exception):
-                self._client.unsubscribe_topic(f"headwater-{self._run}")
+        self._membership.unhear(self._run)
 
     def _forget_all(self) -> None:
         self._futures.clear()
@@ -338,17 +338,16 @@ class DaskChannel:
         future.release()
         self._events.put(event)
 
-    def _hear(self, event: tuple[float, Any]) -> None:
-        """A worker says something of the run."""
-        message = event[1]
-        if not isinstance(message, dict):
-            return
+    def _hear(self, message: dict[str, Any]) -> None:
+        """A worker says something of the run, or of kept blocks."""
         if message.get("kind") == "inputs lost":
             lost = tuple((int(s), int(p), int(a)) for s, p, a in message["lost"])
             self._events.put(InputsLost(message["stage"], message["id"], message["attempt"], lost))
         elif message.get("kind") == "blocks moved":
             parts = tuple((int(s), int(p), int(a)) for s, p, a in message["parts"])
             self._events.put(BlocksMoved(message["source"], message["target"], parts))
+        elif message.get("kind") == "kept moved" and self._kept.reads(message["paths"]):
+            self._spawn(self._kept.look, message["target"], message["paths"])
 
     def _hear_found(self, found: BlocksFound) -> None:
         self._events.put(found)

@@ -317,7 +317,7 @@ class Driver:
             keys = {key: ids for key, ids in keys.items() if varying.isdisjoint(ids)}
         if not keys:
             return Reusable()
-        chosen = choose_kept(self.plan, keys, self._channel.kept(list(keys), persisted(self.plan, keys)))
+        chosen = choose_kept(self.plan, keys, self._channel.kept(keys, persisted(self.plan, keys)))
         if chosen.useless:
             self._channel.drop(chosen.useless)
         return chosen

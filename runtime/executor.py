@@ -58,11 +58,13 @@ class Channel(Protocol):
     def keep(self, instruction: Keep) -> None:
         """Let nodes keep blocks beyond the run; before a `release` that follows, and before `close` deletes."""
 
-    def kept(self, keys: Sequence[str], pinned: Mapping[str, Storage] | None = None) -> list[NodeKeeps]:
+    def kept(
+        self, stages: Mapping[str, Sequence[int]], pinned: Mapping[str, Storage] | None = None
+    ) -> list[NodeKeeps]:
         """Ask all nodes which blocks they keep of stages, which they then don't give up during the run.
 
         Args:
-            keys: lineage keys of stages.
+            stages: lineage keys of stages, and their ids.
             pinned: those of which they are to keep what they have for as long as this process lives, and how.
 
         Returns:

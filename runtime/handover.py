@@ -3,7 +3,7 @@
 What it tells, as Dask events (``Client.subscribe_topic``):
 
     headwater-workers   {"kind": "draining", "worker": address}
-    headwater-RUN       {"kind": "blocks moved", "source": node, "target": node,
+    headwater-runs      {"kind": "blocks moved", "run": run, "source": node, "target": node,
                          "parts": [[stage, partition, attempt], ...]}
     headwater-workers   {"kind": "kept moved", "source": node, "target": node, "paths": ["kept/KEY/p0.arrow", ...]}
     headwater-workers   {"kind": "left", "worker": address}
@@ -27,6 +27,8 @@ from .node_store import NodeStore
 from .parcels import Parcel, batches, collect, owner_record, pins, share_out, users
 
 WORKERS_TOPIC = "headwater-workers"
+#: what workers say of runs. One topic for all runs, as neither Dask's client nor its scheduler forgets a topic
+RUNS_TOPIC = "headwater-runs"
 #: seconds for a worker that Dask retires: its process may be killed soon
 RETIRE_SECONDS = 20.0
 #: seconds to reach a process, and for its answer to a question; an answer to a copy comes with the bytes
@@ -247,8 +249,8 @@ class _Gift:
         if parts := [parcel.part for parcel in parcels if parcel.part]:
             await _log(
                 self.worker,
-                f"headwater-{parcels[0].run}",
-                {"kind": "blocks moved", **message, "parts": parts},
+                RUNS_TOPIC,
+                {"kind": "blocks moved", "run": parcels[0].run, **message, "parts": parts},
             )
         elif parcels:
             paths = [parcel.path for parcel in parcels]

@@ -156,11 +156,13 @@ class InlineChannel:
             owner = this_process() if instruction.storage is not None else None
             self._executor.kept(store).keep(paths, pinned=owner is not None, owner=owner)
 
-    def kept(self, keys: Sequence[str], pinned: Mapping[str, Storage] | None = None) -> list[NodeKeeps]:
+    def kept(
+        self, stages: Mapping[str, Sequence[int]], pinned: Mapping[str, Storage] | None = None
+    ) -> list[NodeKeeps]:
         found = []
         for store in self._executor.stores:
             kept = self._executor.kept(store)
-            found.append((store.node, kept.use(self._run, keys, pinned=pinned or ())))
+            found.append((store.node, kept.use(self._run, stages, pinned=pinned or ())))
         return found
 
     def drop(self, keys: Sequence[str]) -> None:

@@ -43,6 +43,8 @@ class KeptClient:
         found: Callable[[BlocksFound], None],
     ):
         self._run, self._ask, self._nodes, self._found = run, ask, nodes, found
+        #: lineage keys of what the run may read, and ids of the stages
+        self._stages: Mapping[str, Sequence[int]] = {}
 
     async def keep(
         self, node: str, blocks: Sequence[Block], storage: Storage | None
@@ -60,7 +62,7 @@ class KeptClient:
         """Have other nodes copy what a node keeps of one stage, and tell of the copies."""
         blocks = [result.block for result in results if result.block is not None]
         if blocks and storage.replicas > 1:
-            key = blocks[0].path.split("/")[1]
+            key = _key(blocks[0].path)
             chosen = choose_targets(key, results, self._nodes(), storage.replicas)
             await asyncio.gather(
                 *(self._copy_to(node, source, key, wanted, storage) for node, wanted in chosen.items())
@@ -78,18 +80,36 @@ class KeptClient:
         if reply is not None:
             self._found(BlocksFound(node, renamed(unpack_inventory(reply)[1], blocks[0].stage)))
 
-    async def use(self, keys: Sequence[str], pinned: Mapping[str, Storage]) -> list[NodeKeeps]:
+    async def use(
+        self, stages: Mapping[str, Sequence[int]], pinned: Mapping[str, Storage]
+    ) -> list[NodeKeeps]:
         """Ask all nodes what they keep of stages; they don't give it up during the run.
 
         Args:
-            keys: lineage keys of stages.
+            stages: lineage keys of stages, and their ids.
             pinned: those to be kept as long as this process lives, and how.
         """
+        self._stages = stages
         resident = [key for key, storage in pinned.items() if storage.level == "memory"]
         owner = this_process().record()
-        wish = {"keys": list(keys), "pinned": list(pinned), "resident": resident, "owner": owner}
+        wish = {"keys": list(stages), "pinned": list(pinned), "resident": resident, "owner": owner}
         calls = (self._first(node, "use", _SURVEY_SECONDS, run=self._run, **wish) for node in self._nodes())
         return [unpack_kept(reply) for reply in await asyncio.gather(*calls) if reply is not None]
+
+    def reads(self, paths: Sequence[str]) -> bool:
+        """Whether the run may read one of these kept blocks."""
+        return any(_key(path) in self._stages for path in paths)
+
+    async def look(self, node: str, paths: Sequence[str]) -> None:
+        """Kept blocks were moved to a node: tell of those that the run may read."""
+        keys = sorted({_key(path) for path in paths} & self._stages.keys())
+        reply = await self._first(node, "use", _SURVEY_SECONDS, run=self._run, keys=keys)
+        if reply is not None:
+            kept = [result for results in unpack_kept(reply)[1].values() for result in results]
+            there = [result for result in kept if result.block is not None and result.block.path in paths]
+            for id in {id for key in keys for id in self._stages[key]}:
+                moved = [result for result in there if id in self._stages[_key(result.block.path)]]
+                self._found(BlocksFound(node, renamed(moved, id)))
 
     async def drop(self, keys: Sequence[str]) -> None:
         """Have all nodes delete what they keep of stages, as far as nobody else needs it."""
@@ -103,6 +123,11 @@ class KeptClient:
             if reply is not None:
                 return reply
         return None
+
+
+def _key(path: str) -> str:
+    """The lineage key of a kept block's stage."""
+    return path.split("/")[1]
 
 
 def _wish(storage: Storage | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from distributed import Client
 
 from .demand import DemandPlugin
+from .handover import RUNS_TOPIC, WORKERS_TOPIC
 from .health_monitor import HealthMonitor
 from .scheduler_events import Cause, WorkerDraining, WorkerJoined, WorkerLeft
 from .worker_plugin import HeadwaterWorkerPlugin
@@ -23,6 +24,7 @@ _ATTEMPTS = 200
 _FAREWELL_SECONDS = 20.0
 
 Listener = Callable[[WorkerJoined | WorkerLeft | WorkerDraining], None]
+Hearer = Callable[[dict[str, Any]], None]
 
 
 class Membership:
@@ -42,13 +44,16 @@ class Membership:
         #: those that said that they will leave
         self._draining: set[str] = set()
         self._listeners: list[Listener] = []
+        #: who wants to know what workers say of a run, by run
+        self._hearers: dict[str, Hearer] = {}
         self._greetings: set[asyncio.Task[None]] = set()
         self._monitor = HealthMonitor(client, self.left)
         client.register_plugin(plugin)
         with suppress(Exception):  # a scheduler without Headwater does without
             client.register_plugin(DemandPlugin(), idempotent=True)
         client.subscribe_topic("all", self._on_event)
-        client.subscribe_topic("headwater-workers", self._on_farewell)
+        client.subscribe_topic(WORKERS_TOPIC, self._on_farewell)
+        client.subscribe_topic(RUNS_TOPIC, self._on_message)
         client.sync(self._greet_all)
 
     def workers(self) -> list[WorkerJoined]:
@@ -75,6 +80,16 @@ class Membership:
         with self._lock:
             self._listeners.remove(listener)
 
+    def hear(self, run: str, hearer: Hearer) -> None:
+        """Pass on what workers say of a run, and of kept blocks, in the client's event loop."""
+        with self._lock:
+            self._hearers[run] = hearer
+
+    def unhear(self, run: str) -> None:
+        """Pass nothing on of a run any more."""
+        with self._lock:
+            self._hearers.pop(run, None)
+
     def left(self, address: str, cause: Cause = Cause.DIED, silent: float = 0.0) -> None:
         """A worker is gone.
 
@@ -98,9 +113,10 @@ class Membership:
         self._monitor.close()
         with self._lock:
             self._listeners.clear()
+            self._hearers.clear()
         if self._client.status == "running":
-            self._client.unsubscribe_topic("all")
-            self._client.unsubscribe_topic("headwater-workers")
+            for topic in ("all", WORKERS_TOPIC, RUNS_TOPIC):
+                self._client.unsubscribe_topic(topic)
 
     def _on_event(self, event: tuple[float, Any]) -> None:
         message = event[1]
@@ -111,15 +127,26 @@ class Membership:
             self._greetings.add(task)
             task.add_done_callback(self._greetings.discard)
         elif message.get("action") == "remove-worker":
-            if message["worker"] in self._draining:  # it may still be handing over its blocks, and tells when it has
+            if (
+                message["worker"] in self._draining
+            ):  # it may still be handing over its blocks, and tells when it has
                 loop = asyncio.get_running_loop()
                 loop.call_later(_FAREWELL_SECONDS, self.left, message["worker"], Cause.LEFT)
             else:
                 self.left(message["worker"])
 
+    def _on_message(self, event: tuple[float, Any]) -> None:
+        """A worker says something of a run."""
+        message = event[1]
+        if isinstance(message, dict) and (hearer := self._hearers.get(message.get("run", ""))) is not None:
+            hearer(message)
+
     def _on_farewell(self, event: tuple[float, Any]) -> None:
         """A worker says that it will leave, or that it has handed over what it had."""
         message = event[1]
+        if isinstance(message, dict) and message.get("kind") == "kept moved":
+            for hearer in list(self._hearers.values()):
+                hearer(message)
         if not isinstance(message, dict) or "worker" not in message:
             return
         if message.get("kind") == "left":

@@ -1,8 +1,8 @@
 """Relocation: how a task that lacks inputs tells the driver, and waits on its worker for their new places.
 
-The announcement travels by Dask's events, under the topic ``headwater-RUN``:
+The announcement travels by Dask's events, under the topic ``headwater-runs``:
 
-    {"kind": "inputs lost", "stage": 2, "id": 17, "attempt": 1, "lost": [[stage, partition, attempt], ...]}
+    {"kind": "inputs lost", "run": run, "stage": 2, "id": 17, "attempt": 1, "lost": [[stage, partition, attempt], ...]}
 
 The answer comes by the handler ``headwater_relocate``, into the attempt's mailbox. A task that waits has left Dask's
 thread pool, so it can't keep the worker from running what it waits for.

@@ -26,7 +26,7 @@ from .beacon_keeper import BeaconKeeper
 from .broadcast import BroadcastCache
 from .comeback import let_nanny_replace
 from .fetch import Fetcher, FetchOptions
-from .handover import announce, leave, room_bytes, watch_retirement
+from .handover import RUNS_TOPIC, announce, leave, room_bytes, watch_retirement
 from .inventory import pack_inventory
 from .kept import Kept
 from .kept_service import KeptService
@@ -120,7 +120,7 @@ class WorkerRuntime:
         self.admission = Admission()
         self._board = ProgressBoard()
         self._relocations = Relocations(
-            lambda run, message: self.worker.log_event(f"headwater-{run}", message)
+            lambda run, message: self.worker.log_event(RUNS_TOPIC, {"run": run, **message})
         )
         self._lock = threading.Lock()
         #: whether the process goes on when its Dask worker closes

@@ -492,7 +492,7 @@ class TestTheWorkerPlugin:
         segments, payload = mixed(nodes), pack_program(program())
         nodes.a.delete_blocks([segments[2].path])
         heard: queue.Queue[Any] = queue.Queue()
-        client.subscribe_topic("headwater-r1", lambda event: heard.put(event[1]))
+        client.subscribe_topic("headwater-runs", lambda event: heard.put(event[1]))
         for attempt, worker in enumerate(nodes.workers[:2]):
             work = task(nodes, segments, attempt=attempt)
             future = client.submit(execute, work, payload, workers=[worker.address], pure=False)
@@ -505,7 +505,7 @@ class TestTheWorkerPlugin:
             assert self.call(client, worker.address, "relocate", **answer)["known"]
             assert future.result(timeout=30).metrics.rows_in == 600
         assert not self.call(client, nodes.workers[0].address, "relocate", **answer)["known"]
-        client.unsubscribe_topic("headwater-r1")
+        client.unsubscribe_topic("headwater-runs")
 
     def test_tasks_of_a_driver_that_was_replaced_are_refused(self, client: Client, nodes: Nodes) -> None:
         address, payload = nodes.workers[0].address, pack_program(program())

@@ -95,7 +95,7 @@ class Place:
     def __init__(self, client: Client, nodes: dict[str, Node]):
         self.client, self.nodes = client, nodes
         self.heard: queue.Queue[dict[str, Any]] = queue.Queue()
-        client.subscribe_topic("headwater-r1", lambda event: self.heard.put(event[1]))
+        client.subscribe_topic("headwater-runs", lambda event: self.heard.put(event[1]))
 
     def addresses(self, *names: str) -> dict[str, tuple[str, ...]]:
         return {self.nodes[name].store.node: (self.nodes[name].address,) for name in names}

@@ -24,7 +24,7 @@ from headwater.cli import USAGE, execute
 from headwater.lineage.owner import this_process
 from headwater.runtime.block_index import BlockLabel, encode
 from headwater.runtime.blocks import BlockWriter
-from headwater.runtime.handover import WORKERS_TOPIC
+from headwater.runtime.handover import RUNS_TOPIC, WORKERS_TOPIC
 from headwater.runtime.kept import Kept
 from headwater.runtime.node_store import NodeStore, read_identity
 from headwater.runtime.parcels import Parcel, batches, collect, share_out
@@ -162,7 +162,7 @@ def test_a_worker_that_is_told_to_leave_finishes_what_it_runs_and_hands_over(pla
     assert there["b"]
     assert there["c"]
     nodes = {read_identity(tmp_path / name): name for name in "abc"}
-    told = [(run, event) for run in ("r1", "r2") for event in place.events(f"headwater-{run}")]
+    told = [(event["run"], event) for event in place.events(RUNS_TOPIC)]
     for run, event in told:
         assert (event["kind"], nodes[event["source"]]) == ("blocks moved", "a")
         for stage, partition, attempt in event["parts"]:
@@ -185,7 +185,7 @@ def test_of_workers_that_leave_together_exactly_the_last_hands_over(place: Place
     supervisor.terminate()
     assert supervisor.wait(timeout=60) == 0
     assert contents(tmp_path / "b", "r1") == published
-    (event,) = place.events("headwater-r1")
+    (event,) = place.events(RUNS_TOPIC)
     assert sorted(map(tuple, event["parts"])) == [(0, p, 0) for p in range(3)]
     kinds = [event["kind"] for event in place.events(WORKERS_TOPIC)]
     assert sorted(kinds) == ["draining", "draining", "left", "left"]
@@ -200,7 +200,7 @@ def test_blocks_stay_while_another_worker_of_the_node_lives(place: Place, tmp_pa
     leaving.terminate()
     assert leaving.wait(timeout=60) == 0
     assert contents(tmp_path / "b", "r1") == {}
-    assert place.events("headwater-r1") == []
+    assert place.events(RUNS_TOPIC) == []
 
 
 @pytest.mark.parametrize("kind", ["host", "plain", "nanny"])
