@@ -33,6 +33,7 @@ from .kept_marks import (
     mark_pin,
     mark_user,
     purge_marks,
+    purge_users,
     remove_pins,
     unmark_user,
 )
@@ -159,6 +160,7 @@ class Kept:
             for key in keys:
                 if self._folder(key).is_dir():
                     self._touch(key)
+                    purge_users(self._folder(key), self.store)
                     mark_user(self._folder(key), run)
                     if key in pinned:
                         mark_pin(self._folder(key), owner or this_process())

@@ -52,11 +52,16 @@ def in_use(folder: Path, store: NodeStore) -> bool:
     return any(store.has_run(mark.name) for mark in folder.glob("users/*"))
 
 
-def purge_marks(folder: Path, store: NodeStore) -> None:
-    """Remove a key's void marks."""
+def purge_users(folder: Path, store: NodeStore) -> None:
+    """Remove the marks of runs that are over."""
     for mark in folder.glob("users/*"):
         if not store.has_run(mark.name):
             mark.unlink(missing_ok=True)
+
+
+def purge_marks(folder: Path, store: NodeStore) -> None:
+    """Remove a key's void marks."""
+    purge_users(folder, store)
     for mark in folder.glob("pins/*"):
         if _is_void(mark):
             mark.unlink(missing_ok=True)
