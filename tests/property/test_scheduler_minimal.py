@@ -21,7 +21,7 @@ from headwater.runtime.scheduler_events import (
     WorkerJoined,
 )
 
-EXAMPLES = int(os.environ.get("HEADWATER_CHAOS_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("HEADWATER_CHAOS_EXAMPLES", "100"))
 SEEDS = st.integers(0, 2**48)
 thorough = settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 
