@@ -201,7 +201,10 @@ class HeadwaterEngine:
         self._running = True
         outcome = disturbed(self, work, limit, fault, due)
         self._running = False
-        outcome.lost = self.nodes.lost_bytes
+        outcome.detail["block bytes on killed nodes"] = self.nodes.lost_bytes
+        losses = outcome.detail.get("recovery", {}).get("losses") or []
+        # as recorded: a task that was under way may have left blocks that nothing counts on
+        outcome.lost = sum(loss["lost_bytes"] for loss in losses) if losses else self.nodes.lost_bytes
         if outcome.error is not None:
             self.close()
         return outcome
