@@ -418,6 +418,8 @@ class Driver:
                 run.stage.sink.commit(self.run_id, files)
                 self._write([["committed", name]])
         self._committed = True
+        sinks = [stage for stage in self.plan.stages if stage.sink is not None]
+        self._feed(*(OutputTaken(stage.id, p) for stage in sinks for p in range(stage.partitions)))
         self._end("finished")
         self._observe(last=True)
 

@@ -254,6 +254,8 @@ class Scheduler:
         """Cancel the attempts that another one was faster than."""
         self.losses.backups_won += winner.backup
         for other in list(task.attempts.values()):
+            backup = winner if winner.backup else other
+            self.losses.backup_seconds += self.now - backup.started
             self.losses.wasted_seconds += self.now - other.started
             self._stop_attempt(other)
 
@@ -862,7 +864,7 @@ class Scheduler:
     def _backup_seconds(self, unit: float) -> tuple[float, float]:
         """What backups have cost or will, and what all tasks have: in seconds."""
         backups = [a for a in self._attempts.values() if a.backup and not a.stopped]
-        spent = self.losses.wasted_seconds + sum(unit * a.task.weight for a in backups)
+        spent = self.losses.backup_seconds + sum(unit * a.task.weight for a in backups)
         running = sum(self.now - a.started for a in self._attempts.values())
         return spent, running + sum(stage.metrics.seconds for stage in self.stages)
 
