@@ -14,6 +14,7 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,15 @@ def generate(folder: Path, scale: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tables = "--tables=lineitem,orders,customer"
     subprocess.run(
-        ["tpchgen-cli", "parquet", "-s", str(scale), tables, "--output-dir", str(folder)],
+        [
+            str(Path(sys.executable).with_name("tpchgen-cli")),
+            "parquet",
+            "-s",
+            str(scale),
+            tables,
+            "--output-dir",
+            str(folder),
+        ],
         check=True,
         stdout=subprocess.DEVNULL,
     )

@@ -8,6 +8,7 @@ queue if moving the bytes costs less than the wait there: estimated from sizes, 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -78,6 +79,7 @@ class Attempt:
         started: when it was launched, in seconds of the run.
         backup: whether another try was under way when it started.
         share: of its input, 0 to 1, that it has read.
+        samples: (time, share) of late, oldest first.
         lacks: (stage, partition) of the inputs that it waits for, having given its thread back.
         seceded: whether it has ever waited so; it runs on a thread of its own since.
         places: node of each (stage, partition) whose place it was told again.
@@ -91,6 +93,7 @@ class Attempt:
     started: float = 0.0
     backup: bool = False
     share: float = 0.0
+    samples: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=32))
     lacks: frozenset[tuple[int, int]] = frozenset()
     seceded: bool = False
     places: dict[tuple[int, int], str] = field(default_factory=dict)

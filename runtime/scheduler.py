@@ -62,7 +62,7 @@ from .stage_run import (
     new_places,
     partition_input,
 )
-from .stragglers import RunningAttempt, choose_backup, unit_seconds
+from .stragglers import RunningAttempt, choose_backup, recent_rate, unit_seconds
 from .tables import table_text
 from .task import Block, PartitionResult, StageProgram, Task, TaskResult
 
@@ -213,7 +213,10 @@ class Scheduler:
 
     def _progress(self, event: Progress) -> None:
         for attempt in self._attempts.values():
-            attempt.share = max(attempt.share, event.done.get(self._name(attempt), 0.0))
+            share = event.done.get(self._name(attempt))
+            if share is not None:
+                attempt.share = max(attempt.share, share)
+                attempt.samples.append((self.now, attempt.share))
 
     # -- results --------------------------------------------------------------------------------
 
@@ -859,7 +862,9 @@ class Scheduler:
             if worker.threads <= len(before)
             else 0.0
         )
-        return RunningAttempt(self.now - attempt.started, ahead, unit * attempt.task.weight, attempt.share)
+        fresh = unit * attempt.task.weight
+        rate = recent_rate(attempt.samples, self.now, fresh)
+        return RunningAttempt(self.now - attempt.started, ahead, fresh, attempt.share, rate)
 
     def _backup_seconds(self, unit: float) -> tuple[float, float]:
         """What backups have cost or will, and what all tasks have: in seconds."""

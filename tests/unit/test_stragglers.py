@@ -73,3 +73,14 @@ def test_the_pace_of_a_stage_is_a_median_once_enough_is_known():
     assert unit_seconds([(10, 1.0)], 1) == 0.1
     assert unit_seconds([(10, 1.0), (10, 1.0)], 100) is None
     assert unit_seconds([(10, 1.0), (10, 1.0), (10, 500.0)], 100) == 0.1
+
+
+def test_an_attempt_that_has_slowed_down_is_late_whatever_it_did_before():
+    healthy = RunningAttempt(elapsed=1.0, ahead=0.0, fresh=2.0, share=0.5)
+    assert choose_backup([healthy], 0, 0.0, 100.0) is None
+    stalled = RunningAttempt(elapsed=3.0, ahead=0.0, fresh=2.0, share=0.9, rate=0.0)
+    assert choose_backup([stalled], 0, 0.0, 100.0) == 0
+    crawling = RunningAttempt(elapsed=3.0, ahead=0.0, fresh=2.0, share=0.5, rate=0.05)
+    assert choose_backup([crawling], 0, 0.0, 100.0) == 0
+    steady = RunningAttempt(elapsed=1.0, ahead=0.0, fresh=2.0, share=0.5, rate=0.5)
+    assert choose_backup([steady], 0, 0.0, 100.0) is None
