@@ -111,16 +111,17 @@ class DaskChannel:
         self._payloads[program.stage] = payload
 
     def launch(self, task: Task, worker: str) -> None:
-        future = self._client.submit(
-            execute,
-            task,
-            self._payloads[task.stage],
-            key=f"headwater-{self._run}-{task.name}",
-            workers=[worker],
-            allow_other_workers=True,
-            pure=False,
-            retries=0,
-        )
+        with dask.annotate(span=self._executor.span):
+            future = self._client.submit(
+                execute,
+                task,
+                self._payloads[task.stage],
+                key=f"headwater-{self._run}-{task.name}",
+                workers=[worker],
+                allow_other_workers=True,
+                pure=False,
+                retries=0,
+            )
         self._futures[task.name] = future
         self._spawn(self._watch, future, task, worker, self._generation, into=self._watches)
 

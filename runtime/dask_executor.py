@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -55,6 +56,8 @@ class DaskExecutor:
         self.generation = 0
         self._owned = tuple(owned)
         self._plugin = HeadwaterWorkerPlugin(scratch, quota_bytes, kept_bytes=kept_bytes)
+        #: under which Dask's scheduler counts all tasks; else it begins, and holds, a new span whenever it was idle
+        self.span = {"name": ("headwater",), "ids": (uuid.uuid4().hex,)}
         self._lock = threading.Lock()
         try:
             self.membership = Membership(client, self._plugin)
