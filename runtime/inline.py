@@ -159,7 +159,7 @@ class InlineChannel:
     def kept(
         self, stages: Mapping[str, Sequence[int]], pinned: Mapping[str, Storage] | None = None
     ) -> list[NodeKeeps]:
-        found = []
+        found: list[NodeKeeps] = []
         for store in self._executor.stores:
             kept = self._executor.kept(store)
             found.append((store.node, kept.use(self._run, stages, pinned=pinned or ())))

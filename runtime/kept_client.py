@@ -105,11 +105,10 @@ class KeptClient:
         keys = sorted({_key(path) for path in paths} & self._stages.keys())
         reply = await self._first(node, "use", _SURVEY_SECONDS, run=self._run, keys=keys)
         if reply is not None:
-            kept = [result for results in unpack_kept(reply)[1].values() for result in results]
-            there = [result for result in kept if result.block is not None and result.block.path in paths]
-            for id in {id for key in keys for id in self._stages[key]}:
-                moved = [result for result in there if id in self._stages[_key(result.block.path)]]
-                self._found(BlocksFound(node, renamed(moved, id)))
+            for key, results in unpack_kept(reply)[1].items():
+                moved = [result for result in results if f"kept/{key}/p{result.index}.arrow" in paths]
+                for id in self._stages[key]:
+                    self._found(BlocksFound(node, renamed(moved, id)))
 
     async def drop(self, keys: Sequence[str]) -> None:
         """Have all nodes delete what they keep of stages, as far as nobody else needs it."""

@@ -537,11 +537,12 @@ class Scheduler:
             if stage.alive[result.index]:
                 stage.add_copy(block)
             elif self._is_expected(stage, result):
+                late = block.is_kept and bool(stage.done[result.index])  # a copy of what nobody reads any more
                 stage.accept(result, alive=True)
                 self.losses.returned((block.stage, result.index), self.now)
                 row = [result.index, block.attempt, result.rows, block.bytes, result.fingerprint]
                 adopted.setdefault(block.stage, []).append(row)
-                self.recovery.adopted += 1
+                self.recovery.adopted += not late
         for stage_id, rows in adopted.items():
             self._adopted.add(stage_id)
             self._record(["adopted", stage_id, event.node, rows])

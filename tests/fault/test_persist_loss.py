@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -136,4 +139,44 @@ def test_a_node_that_dies_while_copies_are_read_costs_nothing_persisted(
         assert second.digest("totals") == digest
         assert attempts(second)[0] == 0
         assert second.report.recovery.nodes_lost == 1
+    kept.unpersist(session)
+
+
+def test_a_node_that_leaves_while_what_it_keeps_is_read_hands_that_over(
+    cluster: ChaosCluster, session: Session
+):
+    kept = rides(4).persist()
+    with ran(session, kept) as first:
+        digest = first.digest("totals")
+    before = holders(cluster)
+    leaving = max(cluster.nodes, key=lambda node: before[node.name])
+    folder = str(cluster.folder)
+
+    def wait_for_it(batch):
+        import time
+        from pathlib import Path
+
+        (Path(folder) / "reading").touch()
+        deadline = time.monotonic() + 60
+        while not (Path(folder) / "left").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return batch
+
+    def leave() -> None:
+        wait_until((cluster.folder / "reading").exists)
+        pid = leaving.workers[0].pid
+        os.kill(pid, signal.SIGTERM)
+        # it finishes its task first, and then hands over
+        (cluster.folder / "left").touch()
+
+    leaver = threading.Thread(target=leave)
+    leaver.start()
+    with ran(session, kept.map_batches(wait_for_it, schema=kept.schema)) as second:
+        leaver.join()
+        assert second.digest("totals") == digest
+        assert attempts(second)[0] == 0
+    wait_until(lambda: not leaving.workers[0].lives())
+    with ran(session, kept) as third:
+        assert attempts(third)[0] == 0
+        assert third.digest("totals") == digest
     kept.unpersist(session)
