@@ -1,4 +1,4 @@
-"""The command line: demo, run, explain, check, runs, worker.
+"""The command line: demo, run, explain, check, runs, worker, chaos.
 
 Exit codes: 0 it worked, 1 a run failed or a check found something, 2 the command, the pipeline or its
 input is wrong, 130 Ctrl-C, 143 terminated (SIGTERM).

@@ -15,6 +15,7 @@ from headwater.chaos.schedule import (
     seed_of_run,
     victim_order,
 )
+from headwater.cli import execute
 from headwater.errors import ParameterError
 from headwater.runtime.fault_points import PHASES
 
@@ -105,3 +106,8 @@ def test_faults_that_were_asked_for_are_repeated_too():
     plan = ChaosPlan("rides.py", {}, [parse_fault("kill", "node@50%"), parse_fault("slow", "worker:10x")])
     assert plan.repeat(3) == "headwater chaos rides.py --kill node@50% --slow worker:10x@0s --seed 3"
     assert plan.faults_of(3) == list(plan.faults)
+
+
+def test_the_command_says_what_a_fault_should_have_been(capsys: pytest.CaptureFixture[str]):
+    assert execute(["chaos", "rides.py", "--kill", "nodes@50%"]) == 2
+    assert "Did you mean 'node'?" in capsys.readouterr().err
