@@ -351,9 +351,15 @@ def _fault(action: str, metavar: str, help: str) -> Any:
 @_fault("join", "node[@WHEN]", "Add a node.")
 @_fault("leave", "node[@WHEN]", "Ask a node to leave, by SIGTERM.")
 @click.option("--runs", type=click.IntRange(1), default=1, show_default=True, help="Runs under faults.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the first run; the next has the next.")
-@click.option("--nodes", type=click.IntRange(1, 64), default=4, show_default=True, help="Nodes of the cluster.")
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers of a node.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the first run; the next has the next."
+)
+@click.option(
+    "--nodes", type=click.IntRange(1, 64), default=4, show_default=True, help="Nodes of the cluster."
+)
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers of a node."
+)
 @click.option("--no-replace", is_flag=True, help="Put no fresh nodes in the place of dead ones.")
 @click.option("--keep", type=click.Path(file_okay=False), metavar="DIR", help="Keep logs and journals here.")
 @click.option("--json", "out", type=click.Path(dir_okay=False), metavar="OUT", help="Write all figures.")
@@ -362,8 +368,8 @@ def chaos(file: str, params: tuple[str, ...], **options: Any) -> int:
     """Break real processes while a pipeline runs, and compare the bytes with a clean run.
 
     Runs the pipeline on a cluster of its own, on this machine: clean, then under faults. Exits with 1 if a
-    digest, a row or a byte of a file differs, or if a process or a file is left. WHEN is a share of the
-    partitions done (50%), a time (2s), or a phase that a process has reached: scan, map, shuffle-write,
+    digest, a row or a byte of a file differs, if more was made again than had to be, or if a process or a file
+    is left. WHEN is a share of the partitions done (50%), a time (2s), or a phase that a process has reached: scan, map, shuffle-write,
     shuffle-read, reduce, sink, between-stages. Without faults, each run draws one to three by its seed.
     """
     from .chaos.command import chaos_command

@@ -86,8 +86,13 @@ class ChaosResult:
 
     @property
     def ok(self) -> bool:
-        """Whether it also left nothing behind."""
-        return self.equal and not self.orphans and not self.leftovers
+        """Whether it also made no more again than it had to, and left nothing behind."""
+        return self.equal and self.minimal and not self.orphans and not self.leftovers
+
+    @property
+    def minimal(self) -> bool:
+        """Whether no more was made again than the lineage graph asks for."""
+        return self.rerun <= self.minimum
 
     @property
     def recovery(self) -> Mapping[str, Any]:

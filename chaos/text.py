@@ -46,6 +46,8 @@ def result_text(result: ChaosResult, number: int, repeat: str) -> str:
     lines += [f"    {fault}: its moment never came" for fault in result.missed]
     lines += [f"    {line}" for line in ledger_lines(result)]
     lines += [f"    DIFFERENT: {difference}" for difference in result.differences]
+    if not result.minimal:
+        lines.append(f"    MORE THAN NEEDED: {result.rerun} partitions made again, minimum {result.minimum}")
     lines += [f"    LEFT: process {pid}" for pid in result.orphans]
     lines += [
         f"    LEFT: {plural(len(files), 'file')} on {node}: {', '.join(files[:4])}"
@@ -144,7 +146,7 @@ def result_record(result: ChaosResult, seed: int, repeat: str) -> dict[str, Any]
 def _verdict(result: ChaosResult) -> str:
     if not result.equal:
         return f"NOT EQUAL, {result.outcome.state}"
-    return "equal" if result.ok else "equal, but NOT CLEAN"
+    return "equal" if result.ok else "equal, but NOT CLEAN" if result.minimal else "equal, but NOT MINIMAL"
 
 
 def _injected_text(injected: Injected) -> str:
