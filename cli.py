@@ -369,8 +369,9 @@ def chaos(file: str, params: tuple[str, ...], **options: Any) -> int:
 
     Runs the pipeline on a cluster of its own, on this machine: clean, then under faults. Exits with 1 if a
     digest, a row or a byte of a file differs, if more was made again than had to be, or if a process or a file
-    is left. WHEN is a share of the partitions done (50%), a time (2s), or a phase that a process has reached: scan, map, shuffle-write,
-    shuffle-read, reduce, sink, between-stages. Without faults, each run draws one to three by its seed.
+    is left. WHEN is a share of the partitions done (50%), a time (2s), or a phase that a process has reached:
+    scan, map, shuffle-write, shuffle-read, reduce, sink, between-stages. Without faults, each run draws one
+    to three by its seed.
     """
     from .chaos.command import chaos_command
 
