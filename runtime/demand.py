@@ -48,21 +48,25 @@ class DemandPlugin(SchedulerPlugin):
 
     async def demand(self, run: str, tasks: int, seconds: float) -> dict[str, Any]:
         """A driver says what its run waits for."""
+        self._forget_old()
         self._backlogs[run] = Backlog(tasks, seconds, time.monotonic())
         return {"status": "OK"}
 
     def target(self, target_duration: Any = None) -> int:
         """Return how many workers there should be, in place of `Scheduler.adaptive_target`."""
         duration = target_duration or dask.config.get("distributed.adaptive.target-duration")
-        now = time.monotonic()
-        self._backlogs = {
-            run: backlog for run, backlog in self._backlogs.items() if now - backlog.told < EXPIRES_SECONDS
-        }
+        self._forget_old()
         workers = self._scheduler.workers.values()
         threads = sum(worker.nthreads for worker in workers)
         more = workers_wanted(list(self._backlogs.values()), parse_timedelta(duration), threads, len(workers))
         dasks = self._dasks_target(target_duration)
         return max(dasks, len(workers) + more) if more else dasks
+
+    def _forget_old(self) -> None:
+        now = time.monotonic()
+        self._backlogs = {
+            run: backlog for run, backlog in self._backlogs.items() if now - backlog.told < EXPIRES_SECONDS
+        }
 
 
 def workers_wanted(backlogs: list[Backlog], duration: float, threads: int, workers: int) -> int:
