@@ -120,6 +120,11 @@ class Admission:
         with self._lock:
             return epoch is None or run not in self._runs or epoch >= self._runs[run].epoch
 
+    def is_over(self, run: str) -> bool:
+        """Whether a run was closed here."""
+        with self._lock:
+            return run in self._runs and self._runs[run].closed
+
     def running(self) -> list[str]:
         """The attempts that run, as "RUN/NAME", sorted."""
         with self._lock:

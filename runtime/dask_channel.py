@@ -53,8 +53,10 @@ EMBEDDED_BYTES = 64 << 10
 STOP_SECONDS = 5.0
 #: seconds to wait for a scheduler at the old address
 RECONNECT_SECONDS = 120.0
+#: seconds to wait at the end for a scheduler that died just before
+RETURN_SECONDS = 10.0
 #: seconds to give nodes for deleting what a run left, for a short answer, and for a list of blocks
-_CLOSE_SECONDS = 10.0
+_CLOSE_SECONDS = 5.0
 _ANSWER_SECONDS = 2.0
 _SURVEY_SECONDS = 30.0
 #: seconds between two questions how far tasks are
@@ -85,6 +87,8 @@ class DaskChannel:
         #: what nodes are asked to keep, and to copy
         self._keeping: set[asyncio.Task[Any]] = set()
         self._closed = False
+        #: nodes that had a worker and weren't lost since
+        self._seen: set[str] = set()
         #: living workers: address to node
         self._nodes: dict[str, str] = {}
         #: addresses of workers that are gone, by node
@@ -202,6 +206,7 @@ class DaskChannel:
     def close(self) -> None:
         if self._closed:
             return
+        self._return_to_clean_up()
         if self._keeping and self._client.status == "running":
             with suppress(OSError, TimeoutError):
                 self._client.sync(self._finish_keeping)
@@ -221,6 +226,20 @@ class DaskChannel:
             self._forget_all()
 
     # -- the connection -------------------------------------------------------------------------
+
+    def _return_to_clean_up(self) -> None:
+        """If the scheduler has just gone, wait a little for the next one, and for the nodes with the run's files."""
+        deadline = time.monotonic() + RETURN_SECONDS
+        while self._is_lost() and not self._executor.owns_cluster:
+            if self._executor.reconnect(self._generation):
+                with suppress(ValueError):
+                    self._membership.unlisten(self._events.put)
+                self._forget_all()
+                self._connect()
+            elif time.monotonic() > deadline:
+                return
+            while not self._seen <= self._membership.nodes().keys() and time.monotonic() < deadline:
+                time.sleep(0.05)
 
     def _connect(self) -> None:
         self._client, self._membership = self._executor.client, self._executor.membership
@@ -269,6 +288,7 @@ class DaskChannel:
     def _note(self, event: Event) -> None:
         if isinstance(event, WorkerJoined):
             self._nodes[event.address] = event.node
+            self._seen.add(event.node)
             if self._stale:
                 self._spawn(self._tell, [event.address], "cancel", names=list(self._stale))
             if self._epoch:
@@ -277,6 +297,8 @@ class DaskChannel:
             node = self._nodes.pop(event.address, None)
             if node is not None:
                 self._gone.setdefault(node, []).append(event.address)
+                if node not in self._nodes.values():
+                    self._seen.discard(node)
                 if node not in self._nodes.values() and event.cause is not Cause.LEFT:
                     self._spawn(self._bury, {node: self._gone[node]})
 

@@ -30,6 +30,7 @@ class KeptService:
         rpc: the worker's connection pool.
         options: for copies.
         resident: holds in memory what is persisted there.
+        is_over: whether a run has ended, so that its blocks need no copies.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class KeptService:
         rpc: ConnectionPool,
         options: FetchOptions | None = None,
         resident: Resident | None = None,
+        is_over: Callable[[str], bool] = lambda run: False,
     ):
         self._kept, self._rpc, self._options = kept, rpc, options or FetchOptions()
         self._resident = resident or Resident()
+        self._is_over = is_over
         self._watch: asyncio.Task[None] | None = None
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
@@ -110,7 +113,8 @@ class KeptService:
         sources = [source] if isinstance(source, str) else list(source)
         peers = Peers(self._rpc, asyncio.get_running_loop(), self._options)
         wanted = [(path, size) for path, size in files]
-        done = await replicate(self._kept.store, peers, wanted, sources, self._kept, _owner(owner))
+        store, kept = self._kept.store, self._kept
+        done = await replicate(store, peers, wanted, sources, kept, _owner(owner), self._is_over)
         if resident:
             await self._hold(list(done.results.values()))
         reply = pack_inventory(self._kept.store.node, done.results.values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +53,7 @@ async def replicate(
     sources: Sequence[str],
     kept: Kept | None = None,
     owner: Owner | None = None,
+    is_over: Callable[[str], bool] = lambda run: False,
 ) -> Replicas:
     """Copy blocks of one other node to this one. Files that are here already aren't copied again.
 
@@ -63,19 +64,26 @@ async def replicate(
         sources: addresses of the other node's workers; they are asked in turn.
         kept: this node's kept blocks, needed to copy some.
         owner: the driver of the runs; None stands for the calling process, until a task of the run begins.
+        is_over: whether a run has ended, so that nobody wants its blocks any more.
 
     Returns:
         What is here now, and what isn't. A full disk or a dead node isn't an error: the rest fails.
     """
-    return await _Replication(store, peers, list(sources), kept, owner).run(files)
+    return await _Replication(store, peers, list(sources), kept, owner, is_over).run(files)
 
 
 class _Replication:
     def __init__(
-        self, store: NodeStore, peers: Peers, sources: list[str], kept: Kept | None, owner: Owner | None
+        self,
+        store: NodeStore,
+        peers: Peers,
+        sources: list[str],
+        kept: Kept | None,
+        owner: Owner | None,
+        is_over: Callable[[str], bool],
     ):
         self._store, self._peers, self._sources = store, peers, sources
-        self._kept, self._owner = kept, owner
+        self._kept, self._owner, self._is_over = kept, owner, is_over
         self._done = Replicas()
 
     async def run(self, files: Sequence[File]) -> Replicas:
@@ -109,6 +117,8 @@ class _Replication:
             match = _PLACE.fullmatch(path)
             if match is None or (match["key"] and self._kept is None):
                 self._done.failed[path] = "it isn't the path of a block"
+            elif match["run"] and self._is_over(match["run"]):
+                self._done.failed[path] = "its run is over"
             elif result := self._read(path, self._store.resolve(path), size):
                 self._done.results[path] = result
             else:

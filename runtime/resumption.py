@@ -91,9 +91,10 @@ def restore(plan: PhysicalPlan, run: str, past: Restored | None) -> Restore:
             if result is None:
                 continue
             fingerprints[stage.id, partition] = result.fingerprint
+            if result.fate in (Fate.HELD, Fate.LOST):
+                finished[stage.id, partition] = result.bytes
             if result.fate is not Fate.HELD:
                 continue
-            finished[stage.id, partition] = result.bytes
             if result.files is not None:
                 files = tuple(StagedFile(*file) for file in result.files)
                 if begun or _are_staged(stage, run, files):

@@ -357,7 +357,8 @@ class Scheduler:
             self._limbo_ends = None
         else:
             self._limbo.discard(node)
-            self.recovery.nodes_lost.append(node)
+            if cause is not Cause.LEFT:
+                self.recovery.nodes_lost.append(node)
             self._lose_node(node, cause)
 
     def _lose_node(self, node: str, cause: Cause) -> None:
@@ -537,7 +538,9 @@ class Scheduler:
             if stage.alive[result.index]:
                 stage.add_copy(block)
             elif self._is_expected(stage, result):
-                late = block.is_kept and bool(stage.done[result.index])  # a copy of what nobody reads any more
+                late = block.is_kept and bool(
+                    stage.done[result.index]
+                )  # a copy of what nobody reads any more
                 stage.accept(result, alive=True)
                 self.losses.returned((block.stage, result.index), self.now)
                 row = [result.index, block.attempt, result.rows, block.bytes, result.fingerprint]
@@ -627,8 +630,9 @@ class Scheduler:
         ]
         if self._finished_before:
             loss = self.losses.begin("driver died", "the driver", self.now)
-            there = sum(int(stage.alive.sum()) for stage in self.stages)
-            loss.lost, loss.recovered = len(self._finished_before) - there, self.now
+            gone = [part for part in self._finished_before if not self.stages[part[0]].alive[part[1]]]
+            loss.recovered = self.now
+            self.losses.lose(loss, len(gone), sum(self._finished_before[part] for part in gone))
             self.losses.need(again)
         for stage, mask in zip(self.stages, plan.rerun):
             skipped = np.flatnonzero(~(mask | stage.done))

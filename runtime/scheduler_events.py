@@ -101,7 +101,7 @@ class Restore:
 
     Attributes:
         fingerprints: of each (stage, partition) that was ever computed.
-        finished: bytes of each (stage, partition) whose result the journal counts as there.
+        finished: bytes of each (stage, partition) whose result the journal counts as there, or as lost.
         staged: (stage, result) of each partition of a sink whose staged files are there.
         boundaries: of range exchanges, by stage.
     """

@@ -146,7 +146,9 @@ class WorkerRuntime:
             self.info,
         ):
             self.worker.handlers[f"headwater_{operation.__name__}"] = operation
-        kept = KeptService(self.kept, self.worker.rpc, self.fetcher.options, self.resident)
+        kept = KeptService(
+            self.kept, self.worker.rpc, self.fetcher.options, self.resident, self.admission.is_over
+        )
         self.worker.handlers.update(kept.handlers())
 
     def attach(self, worker: Worker) -> None:
