@@ -6,25 +6,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..runtime.display import bytes_text, plural, seconds_text
+from ..runtime.display import plural, seconds_text
+from ..runtime.recovery_text import recovery_lines
 from .injector import Injected
 from .run import ChaosResult
 from .schedule import Fault
-
-#: heading and field of each column of the ledger
-_COLUMNS = {
-    "cause": "cause",
-    "what": "what",
-    "detected": "detected",
-    "blocks": "lost",
-    "tasks": "tasks",
-    "minimum": "minimum",
-    "returned": "returned",
-    "rerun": "rerun",
-    "bytes": "rerun_bytes",
-    "of tasks": "rerun_seconds",
-    "recovered": "recovered",
-}
 
 
 def result_text(result: ChaosResult, number: int, repeat: str) -> str:
@@ -44,7 +30,7 @@ def result_text(result: ChaosResult, number: int, repeat: str) -> str:
     ]
     lines += [f"    {_injected_text(injected)}" for injected in result.injected]
     lines += [f"    {fault}: its moment never came" for fault in result.missed]
-    lines += [f"    {line}" for line in ledger_lines(result)]
+    lines += [f"    {line}" for line in recovery_lines(result.recovery, outcome.seconds)]
     lines += [f"    DIFFERENT: {difference}" for difference in result.differences]
     if not result.minimal:
         lines.append(f"    MORE THAN NEEDED: {result.rerun} partitions made again, minimum {result.minimum}")
@@ -57,25 +43,6 @@ def result_text(result: ChaosResult, number: int, repeat: str) -> str:
         lines += [f"    | {line}" for line in outcome.error.strip().splitlines()[-12:]]
         lines.append(f"    again: {repeat}")
     return "\n".join(lines)
-
-
-def ledger_lines(result: ChaosResult) -> list[str]:
-    """Describe what failures cost, a line for each loss where the report lists them."""
-    recovery = result.recovery
-    if not recovery:
-        return []
-    totals = (
-        f"recovery: {plural(recovery.get('workers_lost', 0), 'worker')} and "
-        f"{plural(recovery.get('nodes_lost', 0), 'node')} lost with {plural(recovery.get('blocks_lost', 0), 'block')}, "
-        f"{plural(recovery.get('tasks_retried', 0), 'task')} retried, {plural(result.rerun, 'partition')} made again"
-    )
-    totals += f" (minimum {result.minimum})"
-    if not result.losses:
-        return [totals]
-    rows = [
-        [_cell(heading, loss.get(field)) for heading, field in _COLUMNS.items()] for loss in result.losses
-    ]
-    return [totals, *_aligned([list(_COLUMNS), *rows])]
 
 
 def summary_text(results: Sequence[ChaosResult]) -> str:
@@ -151,16 +118,3 @@ def _verdict(result: ChaosResult) -> str:
 
 def _injected_text(injected: Injected) -> str:
     return f"{injected.fault} met {injected.victim} at {injected.at:.2f} s, {injected.share:.0%} done"
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    if name == "bytes":
-        return bytes_text(value)
-    return f"{value:.2f} s" if isinstance(value, float) else str(value)
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
