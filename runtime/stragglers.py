@@ -18,7 +18,7 @@ MOST_WINDOW = 8.0
 #: an attempt that has stalled is taken to need so many times what a fresh copy would
 STALLED = 10.0
 #: seconds that a backup must save at least
-LEAST_GAIN = 0.2
+LEAST_GAIN = 0.5
 #: backups that a stage may have whatever they cost, and the share of all task time for those beyond
 FREE_BACKUPS = 2
 EXTRA_SHARE = 0.05

@@ -253,7 +253,8 @@ def test_shuffle_gives_the_sums_of_pandas(executor, tmp_path):
     report = outcome.report.to_dict()
     assert report["outputs"]["sums"]["rows"] == len(expected)
     assert [stage["rows_in"] for stage in report["stages"]] == [PARTS * ROWS] * 2
-    assert [stage["attempts"] for stage in report["stages"]] == [stage["tasks"] for stage in report["stages"]]
+    again = sum(stage["attempts"] - stage["tasks"] for stage in report["stages"])
+    assert again == report["recovery"]["backups"]  # on a busy machine
     assert list_runs(tmp_path)[0].state == "finished"
 
 
