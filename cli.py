@@ -328,8 +328,8 @@ def worker(address: str, workers: int, parent: int | None, **options: Any) -> in
 
     Exits with 3 if no scheduler was found within --grace.
     """
-    from .runtime.supervisor import supervise_workers
-    from .runtime.worker_host import host_options, serve
+    from .runtime.workers.supervisor import supervise_workers
+    from .runtime.workers.worker_host import host_options, serve
 
     host = host_options(address, workers=workers, parent=parent, verbose=_state().debug, **options)
     _state().running = True

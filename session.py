@@ -223,7 +223,7 @@ class Session:
 
     def _open(self) -> Executor:
         if self._reuse and self._scratch is None and self.address in (None, "inline"):
-            from .runtime.private_scratch import lasting_scratch
+            from .runtime.nodes.private_scratch import lasting_scratch
 
             self._scratch = lasting_scratch()
         if self.address == "inline":

@@ -23,8 +23,8 @@ from distributed.core import connect, send_recv
 from ..errors import ClusterError
 from ..runtime.cluster import CONFIG
 from ..runtime.fault_points import VARIABLE
-from ..runtime.ledger import SpaceLedger
-from ..runtime.node_store import read_identity
+from ..runtime.nodes.ledger import SpaceLedger
+from ..runtime.nodes.node_store import read_identity
 from .processes import ChildProcess, kill_all, marked, root_of
 
 #: seconds for all processes to be up, and for runs' folders to be emptied

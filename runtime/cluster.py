@@ -18,10 +18,10 @@ from distributed.versions import VersionMismatchWarning
 from ..errors import ClusterError, ParameterError
 from .dask_executor import DaskExecutor
 from .executor import Executor
-from .memory_watch import MemoryWatch, read_peak
-from .private_scratch import adopt_private_scratch, make_private_scratch
+from .nodes.private_scratch import adopt_private_scratch, make_private_scratch
 from .spawn import keep_main_out_of_workers
 from .versions import check_versions
+from .workers.memory_watch import MemoryWatch, read_peak
 
 _PROTOCOLS = ("tcp", "tls", "ucx", "ucxx", "ws", "wss", "inproc")
 

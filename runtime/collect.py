@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 from distributed import Client, get_worker
 
-from .blocks import map_range, read_segment
-from .fetch import Fetcher, FetchOptions, Inputs
-from .node_store import read_identity
+from .nodes.blocks import map_range, read_segment
+from .nodes.node_store import read_identity
 from .task import FetchFailedError, Segment
+from .workers.fetch import Fetcher, FetchOptions, Inputs
 
 #: seconds that a task which only reads a file may take, before its worker counts as gone
 _READ_SECONDS = 60.0
@@ -117,7 +117,7 @@ def _through_scheduler(
 
 def _read_here(segment: Segment) -> bytes | None:
     """Read a segment on a worker of its node; None if it is gone."""
-    from .worker_plugin import runtime_of
+    from .workers.worker_plugin import runtime_of
 
     path = runtime_of(get_worker()).store.resolve(segment.path)
     with suppress(OSError, EOFError):

@@ -23,9 +23,8 @@ from ..errors import ClusterError
 from ..planner.plan import Storage
 from .collect import fetch_segments
 from .executor import failed
-from .inventory import unpack_inventory
 from .kept_client import KeptClient
-from .relocation import pack_segments
+from .nodes.inventory import unpack_inventory
 from .reuse import NodeKeeps
 from .scheduler_events import (
     BlocksFound,
@@ -42,7 +41,8 @@ from .scheduler_events import (
     WorkerLeft,
 )
 from .task import Block, Segment, StageProgram, Task
-from .worker_plugin import execute, pack_program
+from .workers.relocation import pack_segments
+from .workers.worker_plugin import execute, pack_program
 
 if TYPE_CHECKING:
     from .dask_executor import DaskExecutor

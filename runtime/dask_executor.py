@@ -16,7 +16,7 @@ from ..lineage.owner import this_process
 from .dask_channel import DaskChannel
 from .membership import Membership
 from .scheduler_events import WorkerJoined
-from .worker_plugin import HeadwaterWorkerPlugin
+from .workers.worker_plugin import HeadwaterWorkerPlugin
 
 #: seconds that one look for a new scheduler takes at most
 _LOOK_SECONDS = 1.0

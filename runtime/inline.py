@@ -14,15 +14,15 @@ from ..errors import ParameterError
 from ..lineage.owner import this_process
 from ..planner.plan import Storage
 from .executor import failed
-from .fetch import Fetcher
-from .kept import Kept
-from .node_store import NodeStore
-from .private_scratch import make_private_scratch
+from .nodes.kept import Kept
+from .nodes.node_store import NodeStore
+from .nodes.private_scratch import make_private_scratch
 from .reuse import NodeKeeps
-from .run_task import run_task
 from .scheduler_events import BlocksFound, Event, Keep, Relocate, TaskFinished, WorkerJoined, WorkerLeft
 from .task import Block, CancelledTask, Segment, StageProgram, Task
-from .worker_plugin import pack_program
+from .workers.fetch import Fetcher
+from .workers.run_task import run_task
+from .workers.worker_plugin import pack_program
 
 
 class InlineExecutor:

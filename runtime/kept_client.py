@@ -9,11 +9,11 @@ from typing import Any
 from ..lineage.owner import this_process
 from ..planner.plan import Storage
 from .copies import choose_targets
-from .inventory import unpack_inventory
-from .kept_service import unpack_kept
+from .nodes.inventory import unpack_inventory
 from .reuse import NodeKeeps, renamed
 from .scheduler_events import BlocksFound
 from .task import Block, PartitionResult
+from .workers.kept_service import unpack_kept
 
 #: seconds to give nodes for an answer, and for looking through or keeping many blocks
 _ANSWER_SECONDS = 10.0

@@ -11,10 +11,10 @@ from typing import Any
 from distributed import Client
 
 from .demand import DemandPlugin
-from .handover import RUNS_TOPIC, WORKERS_TOPIC
 from .health_monitor import HealthMonitor
 from .scheduler_events import Cause, WorkerDraining, WorkerJoined, WorkerLeft
-from .worker_plugin import HeadwaterWorkerPlugin
+from .workers.handover import RUNS_TOPIC, WORKERS_TOPIC
+from .workers.worker_plugin import HeadwaterWorkerPlugin
 
 #: seconds for a worker to answer who it is, once; and how often it is asked while its plugin starts
 _ANSWER_SECONDS = 5.0

@@ -42,7 +42,9 @@ def recovery_lines(recovery: Mapping[str, Any], seconds: float) -> list[str]:
             f"{plural(recovery['workers_lost'], 'worker')} and {plural(recovery['nodes_lost'], 'node')} "
             f"with {plural(recovery['blocks_lost'], 'block')}"
         )
-        again = f"{plural(recovery['rerun'], 'partition')} made again, of {recovery['minimum']} that had to be"
+        again = (
+            f"{plural(recovery['rerun'], 'partition')} made again, of {recovery['minimum']} that had to be"
+        )
         back = f", {recovery['returned']} came back" if recovery["returned"] else ""
         clean = recovery["clean_seconds"]
         over = f"{seconds_text(seconds)} against about {seconds_text(clean)} without" if clean else ""

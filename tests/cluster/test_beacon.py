@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from headwater.runtime.beacon_keeper import BeaconKeeper
+from headwater.runtime.workers.beacon_keeper import BeaconKeeper
 
 pytestmark = [
     pytest.mark.cluster,

@@ -20,10 +20,7 @@ from headwater.errors import ClusterError, SerializationError
 from headwater.planner.plan import BlockLeaf
 from headwater.runtime import collect
 from headwater.runtime.collect import fetch_segments
-from headwater.runtime.exchange import write_block
-from headwater.runtime.fetch import Fetcher, FetchOptions, Relocate
-from headwater.runtime.node_store import NodeStore
-from headwater.runtime.relocation import pack_segments
+from headwater.runtime.nodes.node_store import NodeStore
 from headwater.runtime.task import (
     Block,
     CancelledTask,
@@ -33,7 +30,10 @@ from headwater.runtime.task import (
     StageProgram,
     Task,
 )
-from headwater.runtime.worker_plugin import (
+from headwater.runtime.workers.exchange import write_block
+from headwater.runtime.workers.fetch import Fetcher, FetchOptions, Relocate
+from headwater.runtime.workers.relocation import pack_segments
+from headwater.runtime.workers.worker_plugin import (
     HeadwaterWorkerPlugin,
     WorkerRuntime,
     execute,

@@ -23,12 +23,12 @@ from distributed import Client, Future, LocalCluster
 
 from headwater.ops.kernel import Broadcast, Context, Kernel, Stream
 from headwater.planner.plan import BlockLeaf, BroadcastLeaf, Operator, Step
-from headwater.runtime.blocks import BlockWriter
-from headwater.runtime.fetch import FetchOptions
-from headwater.runtime.node_store import NodeStore
-from headwater.runtime.relocation import pack_segments
+from headwater.runtime.nodes.blocks import BlockWriter
+from headwater.runtime.nodes.node_store import NodeStore
 from headwater.runtime.task import Block, PartitionInput, Segment, StageProgram, Task, TaskResult
-from headwater.runtime.worker_plugin import HeadwaterWorkerPlugin, execute, pack_program
+from headwater.runtime.workers.fetch import FetchOptions
+from headwater.runtime.workers.relocation import pack_segments
+from headwater.runtime.workers.worker_plugin import HeadwaterWorkerPlugin, execute, pack_program
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
 

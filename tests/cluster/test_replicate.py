@@ -13,14 +13,14 @@ import pytest
 from distributed import Client, LocalCluster
 
 from headwater.lineage.owner import this_process
-from headwater.runtime.block_index import BlockLabel
-from headwater.runtime.exchange import write_block
-from headwater.runtime.fetch import FetchOptions
-from headwater.runtime.inventory import unpack_inventory
-from headwater.runtime.kept_service import unpack_kept
-from headwater.runtime.node_store import NodeStore
+from headwater.runtime.nodes.block_index import BlockLabel
+from headwater.runtime.nodes.inventory import unpack_inventory
+from headwater.runtime.nodes.node_store import NodeStore
 from headwater.runtime.task import Block, PartitionResult
-from headwater.runtime.worker_plugin import WorkerRuntime
+from headwater.runtime.workers.exchange import write_block
+from headwater.runtime.workers.fetch import FetchOptions
+from headwater.runtime.workers.kept_service import unpack_kept
+from headwater.runtime.workers.worker_plugin import WorkerRuntime
 
 pytestmark = pytest.mark.cluster
 

@@ -11,7 +11,7 @@ from headwater.cli import OK, execute
 from headwater.lineage.history import History
 from headwater.lineage.journal import read
 from headwater.runtime.cluster import start_local
-from headwater.runtime.node_store import read_identity
+from headwater.runtime.nodes.node_store import read_identity
 from headwater.runtime.survey import find_blocks
 
 pytestmark = pytest.mark.cluster

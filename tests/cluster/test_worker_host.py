@@ -22,14 +22,14 @@ from distributed import Client
 
 from headwater.cli import USAGE, execute
 from headwater.lineage.owner import this_process
-from headwater.runtime.block_index import BlockLabel, encode
-from headwater.runtime.blocks import BlockWriter
-from headwater.runtime.handover import RUNS_TOPIC, WORKERS_TOPIC
-from headwater.runtime.kept import Kept
-from headwater.runtime.node_store import NodeStore, read_identity
-from headwater.runtime.parcels import Parcel, batches, collect, share_out
-from headwater.runtime.supervisor import supervise
-from headwater.runtime.worker_host import NO_SCHEDULER
+from headwater.runtime.nodes.block_index import BlockLabel, encode
+from headwater.runtime.nodes.blocks import BlockWriter
+from headwater.runtime.nodes.kept import Kept
+from headwater.runtime.nodes.node_store import NodeStore, read_identity
+from headwater.runtime.workers.handover import RUNS_TOPIC, WORKERS_TOPIC
+from headwater.runtime.workers.parcels import Parcel, batches, collect, share_out
+from headwater.runtime.workers.supervisor import supervise
+from headwater.runtime.workers.worker_host import NO_SCHEDULER
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -205,7 +205,7 @@ def test_blocks_stay_while_another_worker_of_the_node_lives(place: Place, tmp_pa
 
 @pytest.mark.parametrize("kind", ["host", "plain", "nanny"])
 def test_a_worker_that_dask_retires_hands_over(place: Place, tmp_path: Path, kind: str):
-    from headwater.runtime.worker_plugin import HeadwaterWorkerPlugin
+    from headwater.runtime.workers.worker_plugin import HeadwaterWorkerPlugin
 
     start = {"host": place.host, "plain": place.plain_worker, "nanny": place.plain_worker}[kind]
     retired = start("a", *(["--no-nanny"] if kind == "plain" else []))

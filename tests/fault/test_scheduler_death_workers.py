@@ -17,7 +17,7 @@ import cloudpickle
 import pytest
 from distributed import Client
 
-from headwater.runtime.node_store import NodeStore, read_identity
+from headwater.runtime.nodes.node_store import NodeStore, read_identity
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
 

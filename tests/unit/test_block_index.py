@@ -15,14 +15,14 @@ import pytest
 from headwater.ops.partitioner import KeySample
 from headwater.ops.sort import SortKey
 from headwater.planner.plan import BlockLeaf
-from headwater.runtime.block_index import BlockLabel, decode, encode, read_index
-from headwater.runtime.blocks import BlockWriter, map_range, read_segment
-from headwater.runtime.exchange import write_block
-from headwater.runtime.fetch import Fetcher
-from headwater.runtime.node_store import NodeStore
-from headwater.runtime.recut import rows_only
-from headwater.runtime.run_task import run_task
+from headwater.runtime.nodes.block_index import BlockLabel, decode, encode, read_index
+from headwater.runtime.nodes.blocks import BlockWriter, map_range, read_segment
+from headwater.runtime.nodes.node_store import NodeStore
 from headwater.runtime.task import Block, PartitionInput, StageProgram, Task
+from headwater.runtime.workers.exchange import write_block
+from headwater.runtime.workers.fetch import Fetcher
+from headwater.runtime.workers.recut import rows_only
+from headwater.runtime.workers.run_task import run_task
 
 SAMPLE = KeySample(1000, pa.table({"k": [3, 1, None], "s": ["é", None, ""]}))
 LABEL = BlockLabel("r1", 2, "4f" * 16, 17, 10_003, "a7" * 16, 1.25, SAMPLE)

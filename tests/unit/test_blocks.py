@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headwater.runtime.blocks import BlockWriter, map_range, read_segment
-from headwater.runtime.node_store import NodeStore
-from headwater.runtime.recut import rows_only
+from headwater.runtime.nodes.blocks import BlockWriter, map_range, read_segment
+from headwater.runtime.nodes.node_store import NodeStore
+from headwater.runtime.workers.recut import rows_only
 
 
 def write(

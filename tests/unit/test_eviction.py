@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.runtime.eviction import Evictable, choose_victims
+from headwater.runtime.nodes.eviction import Evictable, choose_victims
 
 blocks = st.lists(
     st.builds(

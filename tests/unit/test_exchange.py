@@ -11,10 +11,10 @@ import pytest
 
 from headwater.errors import DiskFullError
 from headwater.ops.partitioner import HashPartitioner, Partitioner, RoundRobinPartitioner
-from headwater.runtime.blocks import map_range, read_segment
-from headwater.runtime.exchange import BlockIndex, write_block
-from headwater.runtime.node_store import NodeStore
-from headwater.runtime.recut import rows_only
+from headwater.runtime.nodes.blocks import map_range, read_segment
+from headwater.runtime.nodes.node_store import NodeStore
+from headwater.runtime.workers.exchange import BlockIndex, write_block
+from headwater.runtime.workers.recut import rows_only
 
 
 @dataclass(frozen=True)

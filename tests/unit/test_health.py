@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from headwater.runtime.beacon import Pulse
 from headwater.runtime.health import Report, Rules, Turns, Verdict, WorkerHealth
+from headwater.runtime.workers.beacon import Pulse
 
 RUNS, STOPPED = b"S", b"T"
 

@@ -18,12 +18,12 @@ import pytest
 
 from headwater.errors import DiskFullError
 from headwater.lineage.owner import Owner, this_process
-from headwater.runtime.block_index import BlockLabel
-from headwater.runtime.exchange import write_block
-from headwater.runtime.fetch import Fetcher
-from headwater.runtime.kept import Kept
-from headwater.runtime.node_store import NodeStore
+from headwater.runtime.nodes.block_index import BlockLabel
+from headwater.runtime.nodes.kept import Kept
+from headwater.runtime.nodes.node_store import NodeStore
 from headwater.runtime.task import Block, PartitionResult
+from headwater.runtime.workers.exchange import write_block
+from headwater.runtime.workers.fetch import Fetcher
 
 SCHEMA = pa.schema([("x", pa.int64())])
 

@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 
-from headwater.runtime.memory import PeakMemory, anonymous_bytes
+from headwater.runtime.workers.memory import PeakMemory, anonymous_bytes
 
 SIZE = 64 << 20
 

@@ -19,10 +19,10 @@ import pytest
 from headwater.errors import DiskFullError, HeadwaterError
 from headwater.lineage.owner import Owner, this_process
 from headwater.runtime import inventory
-from headwater.runtime.block_index import BlockLabel
-from headwater.runtime.blocks import BlockWriter
-from headwater.runtime.exchange import write_block
-from headwater.runtime.node_store import NodeStore, default_scratch, read_identity
+from headwater.runtime.nodes.block_index import BlockLabel
+from headwater.runtime.nodes.blocks import BlockWriter
+from headwater.runtime.nodes.node_store import NodeStore, default_scratch, read_identity
+from headwater.runtime.workers.exchange import write_block
 
 
 @pytest.fixture

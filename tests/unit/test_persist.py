@@ -18,8 +18,8 @@ from headwater.planner.options import PlanOptions
 from headwater.planner.physical import build_plan
 from headwater.planner.plan import PhysicalPlan
 from headwater.runtime.copies import choose_targets, lacking_copies
-from headwater.runtime.private_scratch import lasting_scratch
-from headwater.runtime.resident import Resident
+from headwater.runtime.nodes.private_scratch import lasting_scratch
+from headwater.runtime.nodes.resident import Resident
 from headwater.runtime.reuse import KEPT_ATTEMPT, choose_kept, reusable_stages
 from headwater.runtime.scheduler_events import BlocksFound
 from headwater.runtime.task import Block, PartitionResult

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from headwater.runtime.private_scratch import make_private_scratch
+from headwater.runtime.nodes.private_scratch import make_private_scratch
 
 LEAVE_ONE = """
 import os
-from headwater.runtime.private_scratch import make_private_scratch
+from headwater.runtime.nodes.private_scratch import make_private_scratch
 print(make_private_scratch(), flush=True)
 os.kill(os.getpid(), 9)
 """

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater.runtime.recut import recut, rows_only, value_bytes
+from headwater.runtime.workers.recut import recut, rows_only, value_bytes
 
 ROWS = pa.table(
     {

@@ -17,13 +17,8 @@ import pytest
 from headwater.ops.kernel import Broadcast, Context, Kernel, Stream
 from headwater.ops.source import Split
 from headwater.planner.plan import BlockLeaf, BroadcastLeaf, Step
-from headwater.runtime.admission import Admission
-from headwater.runtime.blocks import BlockWriter
-from headwater.runtime.broadcast import BroadcastCache
-from headwater.runtime.fetch import Fetcher
-from headwater.runtime.node_store import NodeStore
-from headwater.runtime.relocation import Relocations, pack_segments, unpack_segments
-from headwater.runtime.run_task import run_task
+from headwater.runtime.nodes.blocks import BlockWriter
+from headwater.runtime.nodes.node_store import NodeStore
 from headwater.runtime.task import (
     CancelledTask,
     FetchFailedError,
@@ -33,7 +28,12 @@ from headwater.runtime.task import (
     Task,
     TaskResult,
 )
-from headwater.runtime.task_progress import ProgressBoard, TaskProgress
+from headwater.runtime.workers.admission import Admission
+from headwater.runtime.workers.broadcast import BroadcastCache
+from headwater.runtime.workers.fetch import Fetcher
+from headwater.runtime.workers.relocation import Relocations, pack_segments, unpack_segments
+from headwater.runtime.workers.run_task import run_task
+from headwater.runtime.workers.task_progress import ProgressBoard, TaskProgress
 
 SCHEMA = pa.schema([("x", pa.int64())])
 TASK = Task("r1", 2, 7, 1, ())

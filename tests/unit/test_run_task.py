@@ -30,11 +30,8 @@ from headwater.planner.plan import (
     Step,
     UnionStep,
 )
-from headwater.runtime.broadcast import BroadcastCache
 from headwater.runtime.collect import _windows
-from headwater.runtime.fetch import Fetcher
-from headwater.runtime.node_store import NodeStore
-from headwater.runtime.run_task import run_task
+from headwater.runtime.nodes.node_store import NodeStore
 from headwater.runtime.task import (
     CancelledTask,
     FetchFailedError,
@@ -43,6 +40,9 @@ from headwater.runtime.task import (
     Task,
     TaskResult,
 )
+from headwater.runtime.workers.broadcast import BroadcastCache
+from headwater.runtime.workers.fetch import Fetcher
+from headwater.runtime.workers.run_task import run_task
 
 SCHEMA = pa.schema([("k", pa.int64()), ("v", pa.float64())])
 

@@ -22,7 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..lineage.owner import Owner, this_process
+from ...lineage.owner import Owner, this_process
+from ..task import PartitionResult
 from .block_index import BlockLabel, read_index
 from .eviction import Evictable, choose_victims
 from .inventory import FolderIndex, FoundBlock
@@ -40,7 +41,6 @@ from .kept_marks import (
 from .links import bytes_of, remove_name
 from .node_store import NodeStore, purge_drafts
 from .scratch_file import draft_of
-from .task import PartitionResult
 
 _KEY = re.compile(r"[0-9A-Za-z_-]{1,128}")
 _NAME = re.compile(r"p\d+\.arrow")

@@ -25,10 +25,10 @@ from distributed.comm import connect
 from distributed.core import Status
 from distributed.security import Security
 
-from ..errors import ParameterError
-from .cluster import CONFIG, _address
+from ...errors import ParameterError
+from ..cluster import CONFIG, _address
+from ..nodes.node_store import default_scratch
 from .handover import Handover, announce, hand_over, one_at_a_time
-from .node_store import default_scratch
 from .worker_plugin import HeadwaterWorkerPlugin, WorkerRuntime, runtime_of
 
 #: exit code of a host that found no scheduler within its grace

@@ -11,7 +11,7 @@ import time
 import zlib
 from pathlib import Path
 
-from ..lineage.owner import Owner
+from ...lineage.owner import Owner
 from .node_store import FOREIGN_KEEP_SECONDS, NodeStore
 
 

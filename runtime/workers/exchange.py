@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ..ops.partitioner import Partitioner
-from .block_index import BlockLabel, encode
-from .blocks import BlockWriter, map_range, read_segment
+from ...ops.partitioner import Partitioner
+from ..nodes.block_index import BlockLabel, encode
+from ..nodes.blocks import BlockWriter, map_range, read_segment
+from ..nodes.scratch_file import ScratchFile
 from .recut import joined, recut, rows_only
-from .scratch_file import ScratchFile
 
 #: least memory, in bytes, that is worth sorting at once
 _LEAST_CHUNK = 1 << 20

@@ -31,7 +31,7 @@ class BlockWriter:
         count: number of segments, R.
 
     Example:
-        >>> from headwater.runtime.node_store import NodeStore
+        >>> from headwater.runtime.nodes.node_store import NodeStore
         >>> store, rows = NodeStore(getfixture("tmp_path")), pa.table({"x": [1, 2, 3]})
         >>> folder = store.open_run("r1")
         >>> with store.create_block("r1", 0, 0, 0) as file:

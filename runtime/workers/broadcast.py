@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from ..ops.kernel import Broadcast
-from .task import Segment
+from ...ops.kernel import Broadcast
+from ..task import Segment
 
 T = TypeVar("T")
 

@@ -20,12 +20,12 @@ from pathlib import Path
 import pyarrow as pa
 from distributed.core import ConnectionPool
 
-from .blocks import map_range, read_segment
-from .node_store import NodeStore
+from ..nodes.blocks import map_range, read_segment
+from ..nodes.node_store import NodeStore
+from ..nodes.scratch_file import Space
+from ..task import CancelledTask, Segment
 from .peers import FetchOptions, Peers
 from .region import Region, RegionOptions
-from .scratch_file import Space
-from .task import CancelledTask, Segment
 from .transfer import Transfer, fetch_failed
 
 #: takes segments that are lost; waits until the driver has told where they are now. Gives the new segments, and

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..ops.source import Split
-from .task import PartitionInput, Task
+from ...ops.source import Split
+from ..task import PartitionInput, Task
 
 #: what is said of a partition whose input is all read: what follows takes time, too
 _MOST_OF_A_PARTITION = 0.95

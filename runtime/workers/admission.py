@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .task import CancelledTask, Task
+from ..task import CancelledTask, Task
 
 _CANCELLATIONS_KEPT = 10_000
 _RUNS_KEPT = 10_000

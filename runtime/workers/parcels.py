@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .node_store import NodeStore
+from ..nodes.node_store import NodeStore
 
 #: a node is asked for at most this much at once, so that each success is told soon
 _BATCH_BYTES = 256 << 20

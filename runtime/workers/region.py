@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .scratch_file import Space
-from .task import Segment
+from ..nodes.scratch_file import Space
+from ..task import Segment
 
 _ALIGNMENT = 64
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from distributed.core import ConnectionPool
 
-from ..lineage.owner import Owner
-from .inventory import pack_inventory
-from .kept import Kept
+from ...lineage.owner import Owner
+from ..nodes.inventory import pack_inventory
+from ..nodes.kept import Kept
+from ..nodes.resident import Resident
+from ..task import PartitionResult
 from .peers import FetchOptions, Peers
 from .replicate import replicate
-from .resident import Resident
-from .task import PartitionResult
 
 #: seconds between two looks whether somebody still wants what is held in memory
 _TIDY_SECONDS = 10.0

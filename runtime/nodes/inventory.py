@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..task import Block, PartitionResult
 from .block_index import LabelledBlock, read_index
-from .task import Block, PartitionResult
 
 
 @dataclass(frozen=True)

@@ -13,23 +13,18 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ..errors import HeadwaterError, PlanError
-from ..lineage.fingerprint import Fingerprint
-from ..lineage.stream_fingerprint import StreamFingerprint
-from ..ops.kernel import Broadcast, Context, Stream
-from ..ops.partitioner import KeySample, KeySampler
-from ..ops.sink import StagedFile
-from ..ops.source import Split, read_exactly
-from ..planner.plan import BroadcastLeaf, Leaf, Operator, ScanLeaf, ShuffleLeaf, Step, UnionStep, all_leaves
-from .block_index import BlockLabel
-from .broadcast import BroadcastCache, SharedBroadcast
-from .exchange import write_block
-from .fault_points import reach, reaching
-from .fetch import Fetcher, Inputs, Relocate
-from .node_store import NodeStore
-from .recut import recut
-from .relocation import Mailbox
-from .task import (
+from ...errors import HeadwaterError, PlanError
+from ...lineage.fingerprint import Fingerprint
+from ...lineage.stream_fingerprint import StreamFingerprint
+from ...ops.kernel import Broadcast, Context, Stream
+from ...ops.partitioner import KeySample, KeySampler
+from ...ops.sink import StagedFile
+from ...ops.source import Split, read_exactly
+from ...planner.plan import BroadcastLeaf, Leaf, Operator, ScanLeaf, ShuffleLeaf, Step, UnionStep, all_leaves
+from ..fault_points import reach, reaching
+from ..nodes.block_index import BlockLabel
+from ..nodes.node_store import NodeStore
+from ..task import (
     Block,
     CancelledTask,
     Metrics,
@@ -40,6 +35,11 @@ from .task import (
     Task,
     TaskResult,
 )
+from .broadcast import BroadcastCache, SharedBroadcast
+from .exchange import write_block
+from .fetch import Fetcher, Inputs, Relocate
+from .recut import recut
+from .relocation import Mailbox
 from .task_progress import TaskProgress
 
 

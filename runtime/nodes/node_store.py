@@ -27,12 +27,12 @@ from pathlib import Path
 
 import psutil
 
-from ..errors import HeadwaterError
-from ..lineage.owner import Owner, this_process
+from ...errors import HeadwaterError
+from ...lineage.owner import Owner, this_process
+from ..task import PartitionResult
 from .inventory import FolderIndex
 from .links import bytes_of, remove_name
 from .scratch_file import DRAFT_NAME, ScratchFile, Space, draft_of
-from .task import PartitionResult
 
 #: how long, in seconds, a run is kept whose driver ran on another machine, and so may live
 FOREIGN_KEEP_SECONDS = 7 * 86_400.0

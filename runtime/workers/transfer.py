@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..task import CancelledTask, FetchFailedError, Segment
 from .peers import Peers
 from .region import Frames, Region
-from .task import CancelledTask, FetchFailedError, Segment
 
 _POLL_SECONDS = 0.1
 #: bytes of a message that even a task with little memory asks for

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import DiskFullError
-from ..lineage.owner import Owner
-from .block_index import read_index
-from .inventory import FoundBlock
-from .kept import Kept
-from .node_store import NodeStore
+from ...errors import DiskFullError
+from ...lineage.owner import Owner
+from ..nodes.block_index import read_index
+from ..nodes.inventory import FoundBlock
+from ..nodes.kept import Kept
+from ..nodes.node_store import NodeStore
+from ..nodes.scratch_file import ScratchFile
+from ..task import PartitionResult
 from .peers import Peers
 from .region import Frames
-from .scratch_file import ScratchFile
-from .task import PartitionResult
 
 #: files that are copied together, if they are small; each takes a buffer of a megabyte
 _FILES_AT_ONCE = 32

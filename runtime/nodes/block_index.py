@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..ops.partitioner import KeySample
+from ...ops.partitioner import KeySample
 
 #: of what `encode` writes; a reader leaves other versions alone
 FORMAT = 1

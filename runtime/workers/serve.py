@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from distributed.protocol import to_serialize
 
-from ..errors import HeadwaterError
-from .node_store import NodeStore
+from ...errors import HeadwaterError
+from ..nodes.node_store import NodeStore
 
 #: a range smaller than this, in bytes, is copied into a frame with others: a frame costs about 0.1 ms
 _OWN_FRAME_BYTES = 256 << 10

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ..lineage.owner import Owner, this_process
+from ...lineage.owner import Owner, this_process
 from .node_store import default_scratch
 
 _PREFIX = "headwater-"

@@ -19,23 +19,23 @@ from distributed import Worker, WorkerPlugin, get_worker
 from distributed.comm import get_address_host
 from tblib import pickling_support
 
-from ..errors import ClusterError, HeadwaterError, SerializationError
-from ..ops.pickling import dumps
+from ...errors import ClusterError, HeadwaterError, SerializationError
+from ...ops.pickling import dumps
+from ..nodes.inventory import pack_inventory
+from ..nodes.kept import Kept
+from ..nodes.node_store import NodeStore, default_scratch
+from ..nodes.resident import Resident
+from ..task import StageProgram, Task, TaskResult
 from .admission import Admission
 from .beacon_keeper import BeaconKeeper
 from .broadcast import BroadcastCache
 from .comeback import let_nanny_replace
 from .fetch import Fetcher, FetchOptions
 from .handover import RUNS_TOPIC, announce, leave, room_bytes, watch_retirement
-from .inventory import pack_inventory
-from .kept import Kept
 from .kept_service import KeptService
-from .node_store import NodeStore, default_scratch
 from .relocation import Relocations, unpack_segments
-from .resident import Resident
 from .run_task import run_task
 from .serve import serve_ranges
-from .task import StageProgram, Task, TaskResult
 from .task_progress import ProgressBoard
 
 _PACKAGES = ("headwater", "dask", "distributed", "pyarrow", "numpy")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 from dask.utils import format_bytes
 
-from ..errors import DiskFullError
+from ...errors import DiskFullError
 from .ledger import SpaceLedger
 
 #: the name of an unfinished file: what it will be, and the process that writes it

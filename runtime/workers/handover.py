@@ -23,7 +23,7 @@ from typing import Any
 from distributed import Worker
 from distributed.core import send_recv
 
-from .node_store import NodeStore
+from ..nodes.node_store import NodeStore
 from .parcels import Parcel, batches, collect, owner_record, pins, share_out, users
 
 WORKERS_TOPIC = "headwater-workers"

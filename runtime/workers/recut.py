@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from ..ops.kernel import MORSEL_ROWS
+from ...ops.kernel import MORSEL_ROWS
 
 #: a morsel ends with the row that makes it this large, in bytes of values
 MORSEL_BYTES = 16 << 20

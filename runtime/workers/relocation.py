@@ -20,7 +20,7 @@ from typing import Any
 from distributed import secede
 from distributed.worker import thread_state
 
-from .task import CancelledTask, Segment, Task
+from ..task import CancelledTask, Segment, Task
 from .transfer import fetch_failed
 
 #: how long to wait for the driver, and how often to repeat the announcement meanwhile

@@ -1,0 +1,1 @@
+"""What lies on a node's disk: its scratch folder, blocks, what is kept between runs, and the room they take."""
