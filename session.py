@@ -19,7 +19,7 @@ import pyarrow as pa
 from .arguments import whole
 from .errors import ClusterError, HeadwaterError, ParameterError, TypeMismatchError, did_you_mean
 from .lineage.history import History
-from .lineage.journal import Journal, list_runs, new_run_id, read
+from .lineage.journal import Journal, find_run, new_run_id, read
 from .lineage.lease import acquire
 from .ops.node import Node
 from .ops.write import WRITTEN
@@ -298,8 +298,7 @@ class Session:
         root = self._journal_root()
         if root is False:
             raise ParameterError(f"a session without a journal can't resume {run!r}: drop journal=False.")
-        state = past_state(run, root)
-        if state == "finished":
+        if find_run(run, root).state == "finished":
             raise ParameterError(
                 f"run {run} has finished; there is nothing to resume. Run the pipeline again."
             )
@@ -472,16 +471,6 @@ def session_like(
     if not os.path.isdir(local.get("scratch", "")):
         local.pop("scratch", None)
     return Session(journal=journal, progress=progress, **local)
-
-
-def past_state(run: str, root: str | None) -> str:
-    """The state of an earlier run, as `headwater runs` tells it; "unknown" if there is none such.
-
-    Args:
-        run: its id.
-        root: folder of journals; None is the default one.
-    """
-    return next((entry.state for entry in list_runs(root) if entry.run == run), "unknown")
 
 
 def first_rows(tables: Iterator[pa.Table], schema: pa.Schema, count: int) -> pa.Table:

@@ -49,7 +49,7 @@ from ..errors import CorruptFileError, FencedError, SourceNotFoundError, did_you
 from .lease import fenced, holder
 from .run_folder import create, default_root, names_in, open_root
 
-__all__ = ["STATES", "Journal", "RunEntry", "default_root", "list_runs", "new_run_id", "read"]
+__all__ = ["STATES", "Journal", "RunEntry", "default_root", "find_run", "list_runs", "new_run_id", "read"]
 
 #: kinds of a run's last record, and the state each leaves it in
 STATES = {
@@ -306,6 +306,23 @@ def list_runs(root: str | Path | None = None) -> list[RunEntry]:
     fs, base = open_root(root)
     entries = [_entry(fs, folder) for folder in _folders(fs, base)]
     return [entry for entry in entries if entry is not None]
+
+
+def find_run(run: str, root: str | Path | None = None) -> RunEntry:
+    """Tell of one run what `list_runs` tells of all.
+
+    Args:
+        run: its id.
+        root: folder of journals; None is `default_root`.
+
+    Raises:
+        SourceNotFoundError: there is no such run.
+    """
+    fs, base = open_root(root)
+    entry = _entry(fs, f"{base}/{run}")
+    if entry is None:
+        raise _no_run(run, fs, base)
+    return entry
 
 
 def _entry(fs: fsspec.AbstractFileSystem, folder: str) -> RunEntry | None:
