@@ -39,7 +39,7 @@ from headwater.planner.plan import (
     leaves_of,
 )
 from headwater.runtime.resumption import plan_record, restore
-from headwater.runtime.scheduler import LIMBO_SECONDS, Scheduler
+from headwater.runtime.scheduler import Scheduler
 from headwater.runtime.scheduler_events import (
     BlocksFound,
     BlocksMoved,
@@ -61,6 +61,7 @@ from headwater.runtime.scheduler_events import (
     WorkerJoined,
     WorkerLeft,
 )
+from headwater.runtime.scheduling.departures import LIMBO_SECONDS
 from headwater.runtime.task import Block, Metrics, PartitionResult, Segment, Task, TaskResult
 
 SCHEMA = pa.schema([("x", pa.int64())])
@@ -261,7 +262,9 @@ class Simulation:
             self.log.append(instruction)
             self._obey(instruction)
         if self.error is None:
-            assert self.finished == self.outputs_there() or self.scheduler._limbo, "Finished isn't when it is"
+            assert self.finished == self.outputs_there() or self.scheduler._departures.limbo, (
+                "Finished isn't when it is"
+            )
         return instructions
 
     def _obey(self, instruction) -> None:
@@ -432,7 +435,7 @@ class Simulation:
         result = self.write(run, worker)
         del worker.runs[task.name]
         self.results.append(result)
-        known = self.scheduler._attempts.get((task.id, task.attempt))
+        known = self.scheduler._state.attempts.get((task.id, task.attempt))
         if known is not None and not known.stopped:
             self.computed += [(task.stage, p.index) for p in result.partitions]
         self.feed(TaskFinished(result))

@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headwater.errors import NonDeterministicError, RunFailedError
-from headwater.runtime.scheduler import LIMBO_SECONDS
 from headwater.runtime.scheduler_events import (
     BlocksLost,
     Cause,
@@ -20,6 +19,7 @@ from headwater.runtime.scheduler_events import (
     TaskFinished,
     WorkerDraining,
 )
+from headwater.runtime.scheduling.departures import LIMBO_SECONDS
 
 EXAMPLES = int(os.environ.get("HEADWATER_CHAOS_EXAMPLES", "100"))
 SEEDS = st.integers(0, 2**48)
@@ -101,7 +101,7 @@ class Chaos:
         self.sim.lose_scheduler()
 
     def driver(self) -> None:
-        if not self.sim.scheduler._limbo and not self.taken:
+        if not self.sim.scheduler._departures.limbo and not self.taken:
             self.sim.lose_driver()
 
     def drain(self) -> None:

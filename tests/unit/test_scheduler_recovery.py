@@ -24,7 +24,7 @@ from headwater.planner.plan import (
     Stage,
     Step,
 )
-from headwater.runtime.scheduler import LIMBO_SECONDS, Scheduler
+from headwater.runtime.scheduler import Scheduler
 from headwater.runtime.scheduler_events import (
     BlocksFound,
     BlocksLost,
@@ -51,6 +51,7 @@ from headwater.runtime.scheduler_events import (
     WorkerJoined,
     WorkerLeft,
 )
+from headwater.runtime.scheduling.departures import LIMBO_SECONDS
 from headwater.runtime.task import Block, Metrics, PartitionResult, Task, TaskResult
 
 SCHEMA = pa.schema([("x", pa.int64())])
