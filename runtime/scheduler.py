@@ -39,7 +39,14 @@ from .scheduling.adoption import Adoption
 from .scheduling.backups import back_up, note_pace
 from .scheduling.departures import Departures
 from .scheduling.failures import task_failed
-from .scheduling.launching import cut_tasks, enqueue_parked, is_ready, is_stuck, launch_waiting
+from .scheduling.launching import (
+    cut_tasks,
+    enqueue_parked,
+    is_ready,
+    is_stuck,
+    launch_waiting,
+    take_back,
+)
 from .scheduling.lost_blocks import mark_lost
 from .scheduling.missing_inputs import inputs_lost, relocate
 from .scheduling.releasing import collect, keep, release_strays
@@ -228,6 +235,8 @@ class Scheduler:
             return
         if state.lossy:
             recover(state)
+        if state.recut:
+            take_back(state)
         self._adoption.collect_adopted()
         relocate(state)
         if not state.finished:

@@ -40,6 +40,7 @@ class Departures:
         self._gone.discard(event.node)
         slots = WorkerSlots(event.address, event.node, max(1, event.threads), event.host)
         state.placement.join(slots)
+        state.recut = True
 
     def worker_left(self, event: WorkerLeft) -> None:
         """Let its attempts wait for another worker; its blocks are gone if it was the last of its node."""

@@ -25,6 +25,21 @@ def cut_tasks(state: RunState, stage: StageRun, pending: np.ndarray) -> None:
     stage.tasks_cut += len(runs)
 
 
+def take_back(state: RunState) -> None:
+    """Make the partitions of waiting tasks pending again, to be cut for other workers than before.
+
+    Tasks under suspicion stay as they are.
+    """
+    state.recut = False
+    waiting, state.parked = [*state.parked, *state.placement.drain()], []
+    for task in waiting:
+        if task.deaths or task.company or task.fetch_failures or task.refusals:
+            state.parked.append(task)
+        else:
+            state.stages[task.stage].queued[task.partitions] = False
+            state.stages[task.stage].tasks_cut -= 1
+
+
 def enqueue_parked(state: RunState) -> None:
     """Let the parked tasks of ready stages wait for workers, with their localities as of now."""
     by_stage: dict[int, list[TaskRun]] = {}

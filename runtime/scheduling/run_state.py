@@ -39,6 +39,7 @@ class RunState:
         tasks: those with a living attempt, by id.
         attempts: those that hold a thread, cancelled ones that haven't answered included.
         parked: tasks that aren't placed yet.
+        recut: whether waiting tasks are to be cut anew, for other workers than before.
         lossy: whether something may have been lost that has to be made again.
         announced: whether the run was said to be finished.
         out: the instructions so far.
@@ -72,6 +73,7 @@ class RunState:
         self.tasks: dict[int, TaskRun] = {}
         self.attempts: dict[tuple[int, int], Attempt] = {}
         self.parked: list[TaskRun] = []
+        self.recut = False
         self.lossy = False
         self.announced = False
         self.out: list[Instruction] = []

@@ -599,3 +599,15 @@ def test_any_interleaving_of_results_and_deaths_ends_with_all_outputs(seed, node
     assert set(cluster.computed) == {(s.id, p) for s in cluster.plan.stages for p in range(s.partitions)}
     kept = {(stage, partition) for stage, partition, _ in cluster.blocks}
     assert {(s, p) for s in (2, 4) for p in range(4)} <= kept
+
+
+def test_a_worker_that_joins_gets_a_share_of_what_waits():
+    cluster = Cluster(map_reduce(maps=64, reduces=2, size=1000))
+    cluster.join(("w0", "a"))
+    waiting = cluster.scheduler.placement.waiting
+    cluster.join(("w1", "b"), ("w2", "c"), ("w3", "d"))
+    assert cluster.scheduler.placement.waiting + len(cluster.running) > waiting + 2
+    assert {launch.worker for launch in cluster.running.values()} == {"w0", "w1", "w2", "w3"}
+    cluster.run()
+    assert cluster.finished()
+    assert set(cluster.computed.values()) == {1}
