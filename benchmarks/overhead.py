@@ -57,7 +57,7 @@ def protect(on: bool) -> int:
     from overhead import CountsRows  # this module by its name, as workers know it
 
     from headwater.lineage.fingerprint import Fingerprint
-    from headwater.runtime import run_task
+    from headwater.runtime.workers import run_task
 
     run_task.Fingerprint = Fingerprint if on else CountsRows  # type: ignore[misc,assignment]
     beacons = psutil.Process().children()

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="beacons read /proc"),
 ]
 
-KEEPER = Path(__file__).parents[2] / "runtime" / "beacon_keeper.py"
+KEEPER = Path(__file__).parents[2] / "runtime" / "workers" / "beacon_keeper.py"
 
 #: a process with a beacon that does what it is told by lines: "lock SECONDS" sleeps with the interpreter lock held
 PARENT = f"""

@@ -18,7 +18,7 @@ import pytest
 
 from headwater.errors import DiskFullError, HeadwaterError
 from headwater.lineage.owner import Owner, this_process
-from headwater.runtime import inventory
+from headwater.runtime.nodes import inventory
 from headwater.runtime.nodes.block_index import BlockLabel
 from headwater.runtime.nodes.blocks import BlockWriter
 from headwater.runtime.nodes.node_store import NodeStore, default_scratch, read_identity
