@@ -57,9 +57,11 @@ def protect(on: bool) -> int:
     from overhead import CountsRows  # this module by its name, as workers know it
 
     from headwater.lineage.fingerprint import Fingerprint
+    from headwater.lineage.stream_fingerprint import StreamFingerprint
     from headwater.runtime.workers import run_task
 
     run_task.Fingerprint = Fingerprint if on else CountsRows  # type: ignore[misc,assignment]
+    run_task.StreamFingerprint = StreamFingerprint if on else CountsRows  # type: ignore[misc,assignment]
     beacons = psutil.Process().children()
     for beacon in beacons:
         with suppress(psutil.NoSuchProcess):
