@@ -9,7 +9,7 @@ positions of nulls. Streams don't depend on chunks, offsets, or what lies under 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -93,9 +93,9 @@ class _Column:
     """The streams of one column."""
 
     def __init__(self) -> None:
-        self._values = xxhash.xxh3_64()
-        self._lengths = xxhash.xxh3_64()
-        self._nulls = xxhash.xxh3_64()
+        self._values: Any = xxhash.xxh3_64()
+        self._lengths: Any = xxhash.xxh3_64()
+        self._nulls: Any = xxhash.xxh3_64()
 
     def update(self, array: pa.Array, row: int) -> None:
         type = array.type
@@ -104,15 +104,15 @@ class _Column:
             self._nulls.update((positions + row).astype("<i8"))
         if pa.types.is_null(type):
             return
-        if pa.types.is_nested(type):
-            self._values.update(hash_columns([array], exact=True))
-        elif pa.types.is_boolean(type):
+        if pa.types.is_boolean(type):
             filled = pc.fill_null(array, False) if array.null_count else array
             self._values.update(filled.to_numpy(zero_copy_only=False).view(np.uint8))
         elif pa.types.is_string(type) or pa.types.is_binary(type):
             self._update_bytes(array)
-        else:
+        elif _is_fixed(type):
             self._update_fixed(array)
+        else:  # nested
+            self._values.update(hash_columns([array], exact=True))
 
     def digest(self) -> bytes:
         return self._values.digest() + self._lengths.digest() + self._nulls.digest()
@@ -132,6 +132,8 @@ class _Column:
         data = array.buffers()[1]
         first, stop = array.offset * width, (array.offset + len(array)) * width
         plain = pa.types.is_floating(array.type)
+        if data is None:  # nothing but nulls
+            data = bytes(stop)
         if array.null_count:
             valid = array.is_valid().to_numpy(zero_copy_only=False)
             rows = np.frombuffer(data, np.uint8)[first:stop].reshape(len(array), width).copy()
@@ -141,6 +143,11 @@ class _Column:
             self._values.update(_one_nan(np.frombuffer(data, np.uint8)[first:stop], width))
         else:
             self._values.update(memoryview(data)[first:stop])
+
+
+def _is_fixed(type: pa.DataType) -> bool:
+    t = pa.types
+    return t.is_primitive(type) or t.is_decimal(type) or t.is_fixed_size_binary(type) or t.is_interval(type)
 
 
 def _one_nan(data: np.ndarray, width: int) -> np.ndarray:
