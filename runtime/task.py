@@ -224,4 +224,4 @@ class FetchFailedError(HeadwaterError):
 
 
 class CancelledTask(HeadwaterError):
-    """The driver no longer wants this attempt; it stopped early and left nothing."""
+    """The driver no longer wants this attempt; it stopped early, and left only partitions that it had finished."""

@@ -121,6 +121,8 @@ class _Attempt:
                     self.progress.begin(given)
                     done.append(self._partition(given))
                     self.progress.end()
+        except CancelledTask:
+            raise  # what it has finished may have been found and taken meanwhile; it goes with the run
         except BaseException as error:
             with suppress(OSError):
                 self.store.delete_blocks(result.block.path for result in done if result.block)
