@@ -175,7 +175,7 @@ class Nodes:
         local = ["--local-directory", str(folder / "dask")]
         if self.surviving:
             command = [sys.executable, "-m", "headwater.cli", "worker", self.address]
-            command += ["--scratch", str(folder / "scratch"), "--nthreads", "1", "--parent", str(os.getpid())]
+            command += ["--scratch", str(folder / "scratch"), "--nthreads", "1"]
         else:
             command = [sys.executable, "-m", "distributed.cli.dask_worker", self.address]
             command += ["--host", "127.0.0.1", "--no-nanny", "--nthreads", "1", "--no-dashboard", *local]
