@@ -51,7 +51,7 @@ class Losses:
     Attributes:
         all: in the order in which they were noticed.
         backups, backups_won: attempts started beside a slow one, and those of them that were first.
-        backup_seconds: that backups ran.
+        lost_backup_seconds: that backups ran which weren't first.
         wasted_seconds: of attempts that lost against another one.
         broken_seconds: of attempts that ended with their worker.
 
@@ -68,7 +68,7 @@ class Losses:
     all: list[Loss] = field(default_factory=list)
     backups: int = 0
     backups_won: int = 0
-    backup_seconds: float = 0.0
+    lost_backup_seconds: float = 0.0
     wasted_seconds: float = 0.0
     broken_seconds: float = 0.0
     _missing: dict[Part, Loss] = field(default_factory=dict)

@@ -222,9 +222,10 @@ class Scheduler:
         """Cancel the attempts that another one was faster than."""
         state = self._state
         state.losses.backups_won += winner.backup
+        state.stages[task.stage].backups_won += winner.backup
         for other in list(task.attempts.values()):
-            backup = winner if winner.backup else other
-            state.losses.backup_seconds += state.now - backup.started
+            if other.backup:
+                state.losses.lost_backup_seconds += state.now - other.started
             state.losses.wasted_seconds += state.now - other.started
             state.stop_attempt(other)
 

@@ -81,7 +81,7 @@ class StageRun:
         #: (weight, seconds) of each finished task
         self.finished_tasks: list[tuple[float, float]] = []
         self.tasks_cut = 0
-        self.backups = 0
+        self.backups = self.backups_won = 0
         self.attempts_launched = 0
 
     @property

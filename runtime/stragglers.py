@@ -19,7 +19,7 @@ MOST_WINDOW = 8.0
 STALLED = 10.0
 #: seconds that a backup must save at least
 LEAST_GAIN = 0.5
-#: backups that a stage may have whatever they cost, and the share of all task time for those beyond
+#: backups that a stage may have in vain whatever they cost, and the share of all task time for those beyond
 FREE_BACKUPS = 2
 EXTRA_SHARE = 0.05
 
@@ -101,8 +101,8 @@ def choose_backup(running: Sequence[RunningAttempt], started: int, spent: float,
 
     Args:
         running: attempts of one stage without a backup.
-        started: backups that the stage has had.
-        spent: seconds that backups of the run have cost or are expected to.
+        started: backups of the stage that lost, or run still; one that was first has cost nothing.
+        spent: seconds that such backups of the run have taken or are expected to.
         total: seconds of all tasks of the run so far.
 
     Returns:

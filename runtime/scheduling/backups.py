@@ -26,7 +26,8 @@ def back_up(state: RunState) -> None:
                 if a.task.id not in hopeless and _may_be_backed_up(state, a, stage)
             ]
             views = [_view(state, attempt, unit) for attempt in running]
-            chosen = choose_backup(views, stage.backups, *_backup_seconds(state, unit))
+            unproven = stage.backups - stage.backups_won
+            chosen = choose_backup(views, unproven, *_backup_seconds(state, unit))
             if chosen is None:
                 break
             slow, view = running[chosen], views[chosen]
@@ -70,9 +71,9 @@ def _view(state: RunState, attempt: Attempt, unit: float) -> RunningAttempt:
 
 
 def _backup_seconds(state: RunState, unit: float) -> tuple[float, float]:
-    """What backups have cost or will, and what all tasks have: in seconds."""
+    """What backups in vain have cost, with those that run and may be, and what all tasks have: in seconds."""
     backups = [a for a in state.attempts.values() if a.backup and not a.stopped]
-    spent = state.losses.backup_seconds + sum(unit * a.task.weight for a in backups)
+    spent = state.losses.lost_backup_seconds + sum(unit * a.task.weight for a in backups)
     running = sum(state.now - a.started for a in state.attempts.values())
     return spent, running + sum(stage.metrics.seconds for stage in state.stages)
 
