@@ -230,7 +230,7 @@ class DaskChannel:
     def _return_to_clean_up(self) -> None:
         """If the scheduler has just gone, wait a little for the next one, and for the nodes with the run's files."""
         deadline = time.monotonic() + RETURN_SECONDS
-        while self._is_lost() and not self._executor.owns_cluster:
+        while self._is_lost() and not (self._executor.owns_cluster or self._executor.closed):
             if self._executor.reconnect(self._generation):
                 with suppress(ValueError):
                     self._membership.unlisten(self._events.put)

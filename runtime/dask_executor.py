@@ -38,6 +38,7 @@ class DaskExecutor:
         client: the present one.
         membership: who lives, as the present client hears.
         generation: how many schedulers there were before.
+        closed: whether it was let go.
 
     Raises:
         ClusterError: the workers can't be made to run Headwater.
@@ -54,6 +55,7 @@ class DaskExecutor:
         self.client = client
         self.address: str = client.scheduler.address
         self.generation = 0
+        self.closed = False
         self._owned = tuple(owned)
         self._plugin = HeadwaterWorkerPlugin(scratch, quota_bytes, kept_bytes=kept_bytes)
         #: under which Dask's scheduler counts all tasks; else it begins, and holds, a new span whenever it was idle
@@ -132,6 +134,7 @@ class DaskExecutor:
 
     def close(self) -> None:
         """Stop following the cluster; close the client and cluster if they are owned."""
+        self.closed = True
         with suppress(OSError, TimeoutError):
             self.membership.close()
         for resource in self._owned:
