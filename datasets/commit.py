@@ -24,7 +24,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import DiskFullError, ParameterError, RunFailedError, SinkExistsError
-from ..ops.sink import StagedFile
+from ..ops.sink import StagedFile, visible
 from .filesystem import open_filesystem
 
 #: written last, with the run's id; readers ignore names that start with an underscore
@@ -122,7 +122,7 @@ def commit(destination: Destination, run: str, files: Sequence[StagedFile], over
         RunFailedError: a staged file is gone.
         DiskFullError: no room for the last few bytes.
     """
-    chosen = [file for file in files if file.rows] or list(files)
+    chosen = visible(files)
     targets = {file.target for file in chosen}
     if len(targets) < len(chosen) or (destination.single_file and len(chosen) > 1):
         raise RunFailedError(

@@ -29,6 +29,11 @@ class StagedFile:
     bytes: int
 
 
+def visible(files: Sequence[StagedFile]) -> list[StagedFile]:
+    """The files that a commit makes visible: those with rows, or all if none has any, to keep the schema."""
+    return [file for file in files if file.rows] or list(files)
+
+
 class Sink:
     """A destination for rows. Picklable; holds no open files."""
 

@@ -18,7 +18,7 @@ from ..errors import ClusterError, FencedError, ParameterError, did_you_mean
 from ..lineage.journal import STATES, Journal, new_run_id
 from ..lineage.lease import RENEW_SECONDS, Lease
 from ..lineage.restored import Restored
-from ..ops.sink import Sink, StagedFile
+from ..ops.sink import Sink, StagedFile, visible
 from ..planner.plan import PhysicalPlan
 from .executor import Executor
 from .fault_points import reach
@@ -468,7 +468,7 @@ class Driver:
             tuple(result.rows for result in results),
             tuple(result.fingerprint for result in results),
             tuple(result.block for result in results if result.block is not None),
-            tuple(_files(run)),
+            tuple(visible(_files(run))),
             run.stage.sink is not None,
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..lineage.fingerprint import content_digest
+from ..ops.sink import visible
 from .losses import Loss
 from .scheduler import Scheduler
 from .stage_run import StageRun
@@ -142,7 +143,7 @@ class RunReport:
 def output_report(run: StageRun) -> OutputReport:
     """Describe a finished output."""
     results = [result for result in run.results if result is not None]
-    files = [file for result in results for file in result.files]
+    files = visible([file for result in results for file in result.files])
     blocks = [result.block for result in results if result.block is not None]
     return OutputReport(
         rows=sum(result.rows for result in results),

@@ -279,3 +279,14 @@ def test_a_folder_that_is_written_and_then_closed_to_open_others_is_done(tmp_pat
     write(ParquetSink(tmp_path / "out", partition_by="k", row_group_rows=100), table, pieces=1)
     back = read(parquet_source(tmp_path / "out")).sort_by("x")
     assert back.select(["k", "x"]).to_pydict() == table.to_pydict()
+
+
+def test_the_files_that_a_run_names_are_those_that_are_there(tmp_path):
+    import headwater as hw
+
+    rows = hw.range(8, partitions=4).filter(hw.col("id") >= 4)
+    with hw.Session("inline", journal=False) as session:
+        result = session.run({"out": rows.write_parquet(str(tmp_path / "out"))})
+        named = result.table("out")["path"].to_pylist()
+        assert sorted(named) == sorted(path.name for path in (tmp_path / "out").glob("*.parquet"))
+        assert result.report.outputs["out"].files == len(named) == 2
