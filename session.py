@@ -269,9 +269,10 @@ class Session:
     def resume(self, run: str, *, steal: bool = False) -> RunResult:
         """Go on with a run whose driver died, failed, or was interrupted, with every block that survives.
 
-        The pipeline, its parameters and options are those that the run was started with. What nodes of this
-        session's cluster still have of it isn't computed again. A session on another cluster
-        can resume it too; what isn't there is made again.
+        A run that had finished, and whose driver died before its outputs were read, gives them now. The
+        pipeline, its parameters and options are those that the run was started with. What nodes of this
+        session's cluster still have of it isn't computed again. A session on another cluster can resume it
+        too; what isn't there is made again.
 
         Args:
             run: its id; ``headwater runs`` lists them.
@@ -298,12 +299,13 @@ class Session:
         root = self._journal_root()
         if root is False:
             raise ParameterError(f"a session without a journal can't resume {run!r}: drop journal=False.")
-        if find_run(run, root).state == "finished":
+        state = find_run(run, root).state
+        self.start()
+        assert self._executor is not None
+        if state == "finished" and not _is_held(self._executor, run):
             raise ParameterError(
                 f"run {run} has finished; there is nothing to resume. Run the pipeline again."
             )
-        self.start()
-        assert self._executor is not None
         lease = acquire(root, run, steal=steal)
         try:
             journal, records = Journal.resume(run, lease.epoch, root, self._header())
@@ -439,6 +441,15 @@ class Session:
             return TASK_BYTES
         room = (self._memory_limit - WORKER_BASE_BYTES) // (3 * self._threads)
         return max(16 << 20, min(TASK_BYTES, room))
+
+
+def _is_held(executor: Executor, run: str) -> bool:
+    """Whether nodes have blocks of a run."""
+    channel = executor.open(run)
+    try:
+        return any(found.results for found in channel.inventory())
+    finally:
+        channel.abandon()
 
 
 def _finish(driver: Driver) -> RunResult:

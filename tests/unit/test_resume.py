@@ -70,3 +70,18 @@ def test_the_session_that_resumes_is_like_the_first(tmp_path: Path, journal: str
     assert session_like(entry.run, journal, "tcp://10.0.0.1:8786").address == "tcp://10.0.0.1:8786"
     with pytest.raises(SourceNotFoundError):
         session_like("nothing", journal)
+
+
+def test_a_run_whose_driver_died_before_its_outputs_were_read_gives_them(tmp_path: Path, journal: str):
+    with hw.Session("inline", journal=journal, scratch=tmp_path / "scratch") as session:
+        outputs = {"out": total(hw.range(10)), "file": hw.range(4).write_parquet(str(tmp_path / "file"))}
+        lost = session.run(outputs)
+        (entry,) = list_runs(journal)
+        lost._driver._channel.abandon()  # as if it had died: nothing is cleaned up
+        lost._driver._lease.release()
+        written = os.stat(tmp_path / "file").st_ino
+        with session.resume(entry.run) as result:
+            assert result.table("out")["n"].to_pylist() == [4, 3, 3]
+            assert result.rows("file") == 4
+            assert [stage.attempts for stage in result.report.stages] == [0] * len(result.report.stages)
+        assert os.stat(tmp_path / "file").st_ino == written
