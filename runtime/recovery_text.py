@@ -47,8 +47,8 @@ def recovery_lines(recovery: Mapping[str, Any], seconds: float) -> list[str]:
         )
         back = f", {recovery['returned']} came back" if recovery["returned"] else ""
         clean = recovery["clean_seconds"]
-        over = f"{seconds_text(seconds)} against about {seconds_text(clean)} without" if clean else ""
-        lines.append(f"Lost {lost}: {again}{back}; {over}.")
+        over = f"; {seconds_text(seconds)} against about {seconds_text(clean)} without" if clean else ""
+        lines.append(f"Lost {lost}: {again}{back}{over}.")
         lines += _aligned([list(_COLUMNS), *(_row(loss) for loss in losses)])
     if recovery.get("adopted"):
         lines.append(f"{plural(recovery['adopted'], 'partition')} found on nodes, and not computed.")

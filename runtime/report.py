@@ -200,7 +200,12 @@ def clean_estimate(scheduler: Scheduler, seconds: float) -> float:
     Args:
         scheduler: the run.
         seconds: that it took.
+
+    Returns:
+        Seconds; 0 for a run that was resumed, as nobody knows how long it had gone on before.
     """
+    if scheduler.epoch:
+        return 0.0
     useful = sum(stage.metrics.seconds for stage in scheduler.stages)
     again = sum(loss.rerun_seconds for loss in scheduler.losses.all)
     vain = scheduler.losses.wasted_seconds + scheduler.losses.broken_seconds
