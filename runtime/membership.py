@@ -48,7 +48,7 @@ class Membership:
         self._hearers: dict[str, Hearer] = {}
         self._greetings: set[asyncio.Task[None]] = set()
         self._monitor = HealthMonitor(client, self.left)
-        client.register_plugin(plugin)
+        client.sync(self._register, plugin)
         with suppress(Exception):  # a scheduler without Headwater does without
             client.register_plugin(DemandPlugin(), idempotent=True)
         client.subscribe_topic("all", self._on_event)
@@ -157,9 +157,20 @@ class Membership:
                 for listener in self._listeners:
                     listener(WorkerDraining(message["worker"]))
 
+    async def _register(self, plugin: HeadwaterWorkerPlugin) -> None:
+        """Give the plugin to all workers; one that hangs is not waited for."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._client.register_plugin(plugin), _ANSWER_SECONDS)
+
     async def _greet_all(self) -> None:
+        """Ask all workers who they are, and go on with those that tell; the others may do so later."""
         info = await self._client.scheduler.identity(n_workers=-1)
-        await asyncio.gather(*(self._greet(address) for address in info["workers"]))
+        greetings = [asyncio.ensure_future(self._greet(address)) for address in info["workers"]]
+        for greeting in greetings:
+            self._greetings.add(greeting)
+            greeting.add_done_callback(self._greetings.discard)
+        if greetings:
+            await asyncio.wait(greetings, timeout=_ANSWER_SECONDS)
 
     async def _greet(self, address: str) -> None:
         """Ask a worker who it is, until its plugin is up or it is gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 from collections.abc import Mapping
 from functools import lru_cache
@@ -13,6 +14,9 @@ from ..errors import ClusterError, VersionMismatchError
 if TYPE_CHECKING:
     from distributed import Client
 
+#: seconds for the scheduler, and for a worker, to tell its versions
+_SCHEDULER_SECONDS = 30.0
+_WORKER_SECONDS = 5.0
 #: package to how many parts of its version must agree between driver and workers
 PACKAGES = {"headwater": 3, "dask": 3, "distributed": 3, "cloudpickle": 1, "pyarrow": 2, "numpy": 2}
 #: what the scheduler needs: it never sees Headwater's objects
@@ -39,12 +43,14 @@ def local_versions() -> Mapping[str, str]:
 def check_versions(client: Client) -> None:
     """Compare the versions of the scheduler and all workers with this process.
 
+    Workers that don't answer in time are left out: they may hang, and get no tasks either.
+
     Raises:
         VersionMismatchError: some differ; lists each process and package.
         ClusterError: the cluster doesn't answer.
     """
     try:
-        answer = client.get_versions(packages=["headwater", "pyarrow"])
+        answer = client.sync(_collect, client)
     except (OSError, TimeoutError) as error:
         raise ClusterError(f"the cluster doesn't tell its versions: {error}") from error
     problems = mismatches(answer)
@@ -54,6 +60,30 @@ def check_versions(client: Client) -> None:
             + "\n  ".join(problems)
             + "\nInstall the same ones everywhere."
         )
+
+
+async def _collect(client: Client) -> dict[str, Any]:
+    """As `Client.get_versions`, which would wait for ever for a worker that hangs."""
+    from distributed.versions import get_versions
+
+    packages = ["headwater", "pyarrow"]
+    scheduler = client.scheduler
+    asked = asyncio.wait_for(scheduler.versions(packages=packages), _SCHEDULER_SECONDS)
+    known = await asyncio.wait_for(scheduler.identity(n_workers=-1), _SCHEDULER_SECONDS)
+
+    async def ask(worker: str) -> dict[str, Any]:
+        question = {"op": "versions", "packages": packages}
+        call = scheduler.broadcast(msg=question, workers=[worker], on_error="ignore")
+        try:
+            return await asyncio.wait_for(call, _WORKER_SECONDS)
+        except TimeoutError:
+            return {}
+
+    answers = await asyncio.gather(*(ask(worker) for worker in known["workers"]))
+    workers = {name: info for answer in answers for name, info in answer.items()}
+    if known["workers"] and not workers:
+        raise TimeoutError(f"none of {len(answers)} workers answers within {_WORKER_SECONDS:g} seconds")
+    return {"client": get_versions(packages=packages), "scheduler": await asked, "workers": workers}
 
 
 def mismatches(answer: Mapping[str, Any]) -> list[str]:
