@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -38,7 +39,7 @@ def observe(snapshot):
         print("half-way", flush=True)
         open(gate).read()
 
-rows = hw.range(4000, partitions=40).map_batches(slow, schema={"id": "int64"})
+rows = hw.range(4_000_000, partitions=40).map_batches(slow, schema={"id": "int64"})
 counted = rows.with_columns(key=hw.col("id") % 7).group_by("key").agg(n=hw.count(), total=hw.sum("id"))
 try:
     with hw.Session(address, journal=journal, progress=observe) as session:
@@ -97,7 +98,7 @@ def test_a_replaced_driver_changes_nothing(stopped, cluster: ChaosCluster, tmp_p
             assert stopped.returncode == 3, told
             assert "FencedError" in told
             assert result.rows("counts") == 7  # its blocks are still there
-    ids = pd.Series(range(4000))
+    ids = pd.Series(np.arange(4_000_000))
     expected = ids.groupby(ids % 7).agg(["count", "sum"])
     assert done["n"].tolist() == expected["count"].tolist()
     assert done["total"].tolist() == expected["sum"].tolist()
