@@ -30,7 +30,7 @@ PIPELINE = textwrap.dedent(
 
     @hw.pipeline
     def counts(out: str):
-        rows = hw.range(3000, partitions=48).map_batches(slow, schema={"id": "int64"})
+        rows = hw.range(3_000_000, partitions=48).map_batches(slow, schema={"id": "int64"})
         keyed = rows.with_columns(key=hw.col("id") % 7)
         return {"counts": keyed.group_by("key").agg(n=hw.count()).sort("key").write_parquet(out)}
     """
@@ -86,6 +86,6 @@ def test_resume_takes_the_scratch_folder_of_a_dead_local_cluster(tmp_path: Path)
     recovery = json.loads(report.read_text())["recovery"]
     assert recovery["adopted"] > 0
     assert "found on nodes, and not computed" in told.stdout
-    assert pd.read_parquet(out)["n"].tolist() == [len(range(key, 3000, 7)) for key in range(7)]
+    assert pd.read_parquet(out)["n"].tolist() == [len(range(key, 3_000_000, 7)) for key in range(7)]
     assert list_runs(journal)[0].state == "finished"
     assert not any((tmp_path / "temporary").glob("headwater-*"))  # the folder went with the second session
