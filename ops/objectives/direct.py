@@ -1,0 +1,110 @@
+"""Direct: what objectives share that bring a program of their own instead of taking an optimizer."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ...errors import HeadwaterError, ParameterError
+from ..backend import Array, to_host
+
+
+def refuse_optimizer(label: str, optimizer: Any) -> None:
+    """Raise if an optimizer was given to an objective that is fitted without one.
+
+    Raises:
+        ParameterError: there is one.
+    """
+    if optimizer is not None:
+        name = getattr(optimizer, "name", type(optimizer).__name__)
+        raise ParameterError(
+            f"{label} has an algorithm of its own, and got the optimizer {name}. Leave optimizer= out."
+        )
+
+
+def whole(label: str, name: str, value: Any, low: int) -> int:
+    """Return a whole number that is at least ``low``.
+
+    Raises:
+        ParameterError: it isn't.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+        raise ParameterError(f"{label}({name}={value!r}): give a whole number, {low} or more.")
+    return int(value)
+
+
+def at_least(label: str, name: str, value: Any, low: float) -> float:
+    """Return a finite number that is at least ``low``.
+
+    Raises:
+        ParameterError: it isn't.
+    """
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not number or not low <= value < np.inf:
+        raise ParameterError(f"{label}({name}={value!r}): give a number, {low:g} or more.")
+    return float(value)
+
+
+def width(info: Any) -> int:
+    """Return how many features the rows have."""
+    return int(info.columns["x"][0][0])
+
+
+def check_rows(label: str, name: str, needed: int, rows: int) -> None:
+    """Raise if there are fewer training rows than an algorithm needs.
+
+    Raises:
+        ParameterError: there are.
+    """
+    if rows < needed:
+        raise ParameterError(
+            f"{label}({name}={needed}): there are only {rows} training rows. Give at most that."
+        )
+
+
+def check_finite(label: str, *arrays: np.ndarray) -> None:
+    """Raise if a sum over the training rows isn't finite.
+
+    Raises:
+        HeadwaterError: there is a NaN or an infinity.
+    """
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise HeadwaterError(
+            f"{label}: the features have NaN or infinite values, or overflow. "
+            "Filter such rows, or impute them (hw.prep.Impute), and scale the features."
+        )
+
+
+def put_rows(out: np.ndarray, numbers: np.ndarray, first: int, x: Array) -> None:
+    """Copy the chosen ones of a block's rows to their places; a sum over shards then holds all of them.
+
+    Args:
+        out: shape (chosen, d), zero where nothing was copied yet.
+        numbers: shape (chosen,), ascending numbers of the chosen rows among all training rows.
+        first: number of the block's first row.
+        x: the block, shape (rows, d).
+    """
+    low, high = np.searchsorted(numbers, [first, first + x.shape[0]])
+    if high > low:
+        out[low:high] = to_host(x[numbers[low:high] - first])
+
+
+def weighted(weight: Array | None, x: Array) -> Array:
+    """Return rows times their weights, or the rows themselves if they have none."""
+    return x if weight is None else x * weight[:, None].astype(x.dtype)
+
+
+def nearest_scores(x: Array, centers: Array, xp: ModuleType) -> Array:
+    """Return the squared distance of each row to each center, less the row's own squared norm.
+
+    Args:
+        x: shape (rows, d); near the origin, as the difference of large numbers loses digits.
+        centers: shape (k, d), same dtype.
+        xp: the namespace.
+
+    Returns:
+        Shape (rows, k).
+    """
+    return x @ (-2 * centers).T + (centers * centers).sum(axis=1)
