@@ -6,7 +6,7 @@ Declare a pipeline with the ``read_*`` functions and the methods of `Dataset`; r
 from __future__ import annotations
 
 from .errors import HeadwaterError
-from .ops import prep
+from .ops import metrics, optim, prep
 from .ops.expressions import (
     Expr,
     coalesce,
@@ -78,8 +78,10 @@ __all__ = [
     "load_prep",
     "max",
     "mean",
+    "metrics",
     "min",
     "n_unique",
+    "optim",
     "pipeline",
     "prep",
     "range",

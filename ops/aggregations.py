@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import ParameterError, TypeMismatchError, did_you_mean
-from . import reductions
+from . import ranking, reductions
 from .grouping import Groups, comparable
 
 Options = dict[str, Any]
@@ -225,6 +225,7 @@ def _finish_distinct(state: State, options: Options) -> pa.Array:
 #: min, max: NaN is the largest number, as in sort: max is NaN if any is, min only if all are
 #: count: of non-null values, or of rows; n_unique: exact, of non-null values
 #: first, last: in row order, nulls included
+#: auc: of pairs that `metrics.auc` makes; null where all rows are of one class
 AGGREGATIONS: dict[str, AggregateFunction] = {
     "sum": AggregateFunction(
         reductions.sum_type,
@@ -252,4 +253,12 @@ AGGREGATIONS: dict[str, AggregateFunction] = {
     ),
     "first": _at(lambda groups: groups.first_rows, "first"),
     "last": _at(lambda groups: groups.last_rows, "last"),
+    "auc": AggregateFunction(
+        ranking.output_type,
+        ranking.state_fields,
+        ranking.count_scores,
+        ranking.merge_scores,
+        ranking.area,
+        "a target and a score, as hw.metrics.auc('target', 'score')",
+    ),
 }

@@ -4,6 +4,7 @@ from . import (  # noqa: F401  (they put their kernels into FUNCTIONS)
     arithmetic,
     comparison,
     conditional,
+    metric_kernels,
     nested_kernels,
     numeric,
     string_kernels,
