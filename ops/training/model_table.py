@@ -45,7 +45,7 @@ class FittedModel:
     """What training leaves.
 
     Attributes:
-        params: the parameters, nested dicts and lists of arrays; treat the arrays as read-only.
+        params: the parameters, nested dicts, lists and tuples of arrays; treat the arrays as read-only.
         optimizer: the optimizer's state, arrays by name; empty for those without.
         history: metrics, one row a step or epoch.
         about: plain values: steps, names of the features and whatever the trainer noted.
@@ -60,16 +60,16 @@ class FittedModel:
 def encode_model(
     params: Any,
     optimizer: Mapping[str, Any] | None = None,
-    history: pa.Table | Sequence[Mapping[str, Any]] | None = None,
+    history: pa.Table | Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> pa.Table:
     """Write a fitted model as a table.
 
     Args:
-        params: nested dicts, lists and tuples of arrays and numbers; tuples come back as lists, numbers as arrays
-            without axes. None and texts are kept as they are.
+        params: nested dicts, lists and tuples of arrays and numbers; numbers come back as arrays without axes.
+            None and texts are kept as they are.
         optimizer: the same, of the optimizer's state.
-        history: a table, or a dict of metric to value for each step.
+        history: a table, a dict of metric to its values, or for each step a dict of metric to value.
         about: values that JSON can hold, NumPy numbers too.
 
     Returns:
@@ -138,8 +138,9 @@ def digest(fitted: FittedModel) -> str:
     hasher = hashlib.sha256()
     for part, tree in (("params", fitted.params), ("optimizer", fitted.optimizer)):
         arrays: list[tuple[str, np.ndarray]] = []
-        hasher.update(f"{part} {_json(_flatten(tree, (), arrays))}\n".encode())
-        for path, array in sorted(arrays, key=lambda item: item[0]):
+        shape = _flatten(tree, (), arrays, by_name=True)
+        hasher.update(f"{part} {_json(shape)}\n".encode())
+        for path, array in arrays:
             hasher.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
             hasher.update(_bytes(array))
     return hasher.hexdigest()
@@ -148,8 +149,19 @@ def digest(fitted: FittedModel) -> str:
 # -- trees ---------------------------------------------------------------------------------------------
 
 
-def _flatten(tree: Any, path: tuple[str, ...], arrays: list[tuple[str, np.ndarray]]) -> Any:
-    """Append a tree's arrays, and return the tree with each array's number in its place. Keys go in sorted order."""
+def _flatten(
+    tree: Any, path: tuple[str, ...], arrays: list[tuple[str, np.ndarray]], by_name: bool = False
+) -> Any:
+    """Append a tree's arrays, and return the tree for JSON, with each array's number in its place.
+
+    ``["d", [[key, item], …]]`` is a dict, ``["l", [item, …]]`` a list, ``["t", [item, …]]`` a tuple.
+
+    Args:
+        tree: what is left to flatten.
+        path: its keys so far.
+        arrays: (name, array) of those met so far.
+        by_name: go through dicts in the order of their keys, not in their own.
+    """
     if tree is None or isinstance(tree, str):
         return tree
     if isinstance(tree, Mapping):
@@ -157,27 +169,30 @@ def _flatten(tree: Any, path: tuple[str, ...], arrays: list[tuple[str, np.ndarra
             raise TypeMismatchError(
                 f"parameters{_at(path)} have the key {wrong[0]!r} ({type(wrong[0]).__name__}). Use texts as keys."
             )
-        return {key: _flatten(tree[key], (*path, key), arrays) for key in sorted(tree)}
+        keys = sorted(tree) if by_name else list(tree)
+        return ["d", [[key, _flatten(tree[key], (*path, key), arrays, by_name)] for key in keys]]
     if isinstance(tree, list | tuple):
-        return [_flatten(item, (*path, str(i)), arrays) for i, item in enumerate(tree)]
+        items = [_flatten(item, (*path, str(i)), arrays, by_name) for i, item in enumerate(tree)]
+        return ["t" if isinstance(tree, tuple) else "l", items]
     array = to_host(tree)
     if array.dtype.kind not in "biufc":
         raise TypeMismatchError(
             f"parameters{_at(path)} are {type(tree).__name__} of dtype {array.dtype}. Parameters are arrays of "
             "numbers; turn a tensor into one with .numpy()."
         )
-    arrays.append(
-        (".".join(path), np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape))
-    )
+    plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
+    arrays.append((".".join(path), plain))
     return len(arrays) - 1
 
 
 def _unflatten(shape: Any, arrays: Sequence[np.ndarray]) -> Any:
-    if isinstance(shape, dict):
-        return {key: _unflatten(item, arrays) for key, item in shape.items()}
-    if isinstance(shape, list):
-        return [_unflatten(item, arrays) for item in shape]
-    return arrays[shape] if isinstance(shape, int) else shape
+    if not isinstance(shape, list):
+        return arrays[shape] if isinstance(shape, int) else shape
+    kind, items = shape
+    if kind == "d":
+        return {key: _unflatten(item, arrays) for key, item in items}
+    values = [_unflatten(item, arrays) for item in items]
+    return tuple(values) if kind == "t" else values
 
 
 def _at(path: tuple[str, ...]) -> str:
@@ -285,9 +300,11 @@ def _array(rows: Sequence[dict[str, Any]]) -> np.ndarray:
 # -- history and about ---------------------------------------------------------------------------------
 
 
-def _history_table(history: pa.Table | Sequence[Mapping[str, Any]] | None) -> pa.Table:
+def _history_table(history: Any) -> pa.Table:
     if isinstance(history, pa.Table):
         return history.combine_chunks()
+    if isinstance(history, Mapping):
+        return pa.table(dict(history))
     rows = list(history or ())
     names = list(dict.fromkeys(name for row in rows for name in row))
     return pa.table({name: [row.get(name) for row in rows] for name in names})
