@@ -97,6 +97,14 @@ class LeaseHeldError(HeadwaterError, RuntimeError):
     """A living driver holds the run; says who, where, since when, and what to do."""
 
 
+class TrainingError(HeadwaterError, RuntimeError):
+    """A training can't go on with what it is given."""
+
+
+class DivergedError(TrainingError, ArithmeticError):
+    """A loss or gradient isn't finite, or the parameters aren't any more."""
+
+
 class PlanError(HeadwaterError, RuntimeError):
     """The planner produced or met a plan that breaks its own rules: a defect of Headwater."""
 

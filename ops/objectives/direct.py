@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -47,11 +46,6 @@ def at_least(label: str, name: str, value: Any, low: float) -> float:
     return float(value)
 
 
-def width(info: Any) -> int:
-    """Return how many features the rows have."""
-    return int(info.columns["x"][0][0])
-
-
 def check_rows(label: str, name: str, needed: int, rows: int) -> None:
     """Raise if there are fewer training rows than an algorithm needs.
 
@@ -91,20 +85,6 @@ def put_rows(out: np.ndarray, numbers: np.ndarray, first: int, x: Array) -> None
         out[low:high] = to_host(x[numbers[low:high] - first])
 
 
-def weighted(weight: Array | None, x: Array) -> Array:
+def times(x: Array, weight: Array | None) -> Array:
     """Return rows times their weights, or the rows themselves if they have none."""
     return x if weight is None else x * weight[:, None].astype(x.dtype)
-
-
-def nearest_scores(x: Array, centers: Array, xp: ModuleType) -> Array:
-    """Return the squared distance of each row to each center, less the row's own squared norm.
-
-    Args:
-        x: shape (rows, d); near the origin, as the difference of large numbers loses digits.
-        centers: shape (k, d), same dtype.
-        xp: the namespace.
-
-    Returns:
-        Shape (rows, k).
-    """
-    return x @ (-2 * centers).T + (centers * centers).sum(axis=1)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ...errors import ParameterError, did_you_mean
 from ..backend import Array, array_namespace, to_host
-from .direct import at_least, check_rows, refuse_optimizer, whole, width
+from .direct import at_least, check_rows, refuse_optimizer, whole
 from .objective import Objective
 
 INITS = ("k-means++", "random")
@@ -37,7 +37,7 @@ class KMeans(Objective):
 
     Example:
         >>> KMeans(8)
-        KMeans(k=8, init='k-means++', max_iterations=300, tolerance=0.0001, empty='reseed')
+        KMeans(k=8, initial='k-means++', max_iterations=300, tolerance=0.0001, empty='reseed')
 
     Source: Lloyd, Least squares quantization in PCM (1982); Bahmani et al., Scalable K-Means++ (2012).
     """
@@ -54,35 +54,28 @@ class KMeans(Objective):
         empty: Literal["reseed", "keep"] = "reseed",
     ):
         self.k = whole("KMeans", "k", k, 1)
-        self.init_centers: np.ndarray | None = None
         if isinstance(init, str):
             if init not in INITS:
                 raise ParameterError(f"KMeans(init={init!r}): {did_you_mean(init, INITS)} Or give an array.")
         else:
-            self.init_centers = np.array(init, np.float64)
-            init = "array"
-            if self.init_centers.ndim != 2 or len(self.init_centers) != k:
+            init = np.array(init, np.float64)
+            if init.ndim != 2 or len(init) != k:
                 raise ParameterError(
-                    f"KMeans(init=): an array of shape {self.init_centers.shape}; give one row for each of {k} centers."
+                    f"KMeans(init=): an array of shape {init.shape}; give one row for each of {k} centers."
                 )
         if empty not in EMPTY:
             raise ParameterError(f"KMeans(empty={empty!r}): {did_you_mean(str(empty), EMPTY)}")
-        self.init_kind, self.empty = init, empty
+        self.initial: Any = init
         self.max_iterations = whole("KMeans", "max_iterations", max_iterations, 1)
         self.tolerance = at_least("KMeans", "tolerance", tolerance, 0.0)
-
-    def __repr__(self) -> str:
-        return (
-            f"KMeans(k={self.k}, init={self.init_kind!r}, max_iterations={self.max_iterations}, "
-            f"tolerance={self.tolerance:g}, empty={self.empty!r})"
-        )
+        self.empty = empty
 
     def check(self, info: Any) -> None:
         """Raise if there are fewer rows than clusters, or initial centers of another width."""
         check_rows("KMeans", "k", self.k, info.rows)
-        if self.init_centers is not None and self.init_centers.shape[1] != width(info):
+        if not isinstance(self.initial, str) and self.initial.shape[1] != info.width:
             raise ParameterError(
-                f"KMeans(init=): centers of {self.init_centers.shape[1]} values, and there are {width(info)} features."
+                f"KMeans(init=): centers of {self.initial.shape[1]} values, and there are {info.width} features."
             )
 
     def predict(self, params: Mapping[str, Any], batch: Mapping[str, Array]) -> dict[str, Array]:
@@ -103,11 +96,6 @@ class KMeans(Objective):
     def output(self, info: Any = None) -> list[pa.Field]:
         """Return the fields that `predict` adds."""
         return [pa.field("cluster", pa.int32()), pa.field("distance", pa.float64())]
-
-    def parameters(self) -> Any:
-        """Return what tells this objective from others, for lineage keys."""
-        init = self.init_kind if self.init_centers is None else self.init_centers.tolist()
-        return (self.k, init, self.max_iterations, self.tolerance, self.empty)
 
     def program(self, settings: Any) -> Any:
         """Return Lloyd's algorithm.

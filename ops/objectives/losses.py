@@ -1,0 +1,129 @@
+"""Losses of a predictor's value, row by row, with their derivatives; and what such a value predicts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from ..backend import Array, array_namespace
+from ..training.program import Batch
+
+
+def squared_error(z: Array, y: Array) -> tuple[Array, Array]:
+    """Return half the squared error of each row and its derivative by z.
+
+    Args:
+        z: predicted, shape (rows,).
+        y: targets, shape (rows,).
+    """
+    error = z - y.astype(z.dtype, copy=False)
+    return 0.5 * error * error, error
+
+
+def log_loss(z: Array, y: Array) -> tuple[Array, Array]:
+    """Return ``log(1 + exp(z)) - y z`` of each row and its derivative ``sigmoid(z) - y``, without overflow.
+
+    Args:
+        z: logits, shape (rows,).
+        y: 0 or 1, shape (rows,).
+
+    Example:
+        >>> losses, slope = log_loss(np.array([0.0, 1000.0]), np.array([1, 1]))
+        >>> losses.round(4).tolist(), slope.tolist()
+        ([0.6931, 0.0], [-0.5, 0.0])
+    """
+    xp = array_namespace()
+    y = y.astype(z.dtype)
+    small = xp.exp(-xp.abs(z))
+    losses = xp.maximum(z, 0) - y * z + xp.log1p(small)
+    return losses, xp.where(z >= 0, 1, small) / (1 + small) - y
+
+
+def cross_entropy(z: Array, y: Array) -> tuple[Array, Array]:
+    """Return ``log sum exp(z) - z[y]`` of each row and its derivative ``softmax(z) - onehot(y)``.
+
+    Args:
+        z: logits, shape (rows, K).
+        y: classes, 0 to K - 1, shape (rows,).
+
+    Example:
+        >>> losses, slope = cross_entropy(np.array([[0.0, 0.0]]), np.array([1]))
+        >>> losses.round(4).tolist(), slope.tolist()
+        ([0.6931], [[0.5, -0.5]])
+    """
+    xp = array_namespace()
+    y = y.astype(xp.int64)
+    rows = xp.arange(len(z))
+    shifted = z - z.max(axis=1, keepdims=True)
+    own = shifted[rows, y]
+    slope = xp.exp(shifted)
+    total = slope.sum(axis=1)
+    slope /= total[:, None]
+    slope[rows, y] -= 1
+    return xp.log(total) - own, slope
+
+
+def sigmoid(z: Array) -> Array:
+    """Return ``1 / (1 + exp(-z))`` without overflow."""
+    xp = array_namespace()
+    small = xp.exp(-xp.abs(z))
+    return xp.where(z >= 0, 1, small) / (1 + small)
+
+
+def softmax(z: Array) -> Array:
+    """Return ``exp(z) / sum exp(z)`` along the last axis, without overflow."""
+    xp = array_namespace()
+    p = xp.exp(z - z.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    return p
+
+
+def mean_and_scale(losses: Array, slope: Array, weight: Array | None) -> tuple[float, Array]:
+    """Return the weighted mean of rows' losses, and their derivatives times each row's share of it.
+
+    Args:
+        losses: shape (rows,).
+        slope: shape (rows,) or (rows, K); None is left alone.
+        weight: shape (rows,), or None for equal ones.
+
+    Returns:
+        The mean, summed in float64; and the scaled derivatives, of the dtype of ``slope``.
+    """
+    xp = array_namespace()
+    if weight is None:
+        if slope is not None:
+            slope = slope / len(losses)
+        return float(losses.mean(dtype=xp.float64)), slope
+    share = weight / weight.sum(dtype=xp.float64)
+    if slope is not None:
+        share_like = share.astype(slope.dtype)
+        slope = slope * (share_like if slope.ndim == 1 else share_like[:, None])
+    return float((losses * share).sum(dtype=xp.float64)), slope
+
+
+def features(batch: Batch, dtype: object) -> Array:
+    """Return a batch's x in the parameters' dtype, shape (rows, d)."""
+    x = batch["x"]
+    if x.ndim > 2:
+        x = x.reshape(len(x), -1)
+    return x.astype(dtype, copy=False)
+
+
+def binary_fields() -> list[pa.Field]:
+    """Return the fields of `binary_columns`."""
+    return [pa.field("prediction", pa.int64()), pa.field("probability", pa.float32())]
+
+
+def binary_columns(z: Array) -> dict[str, Array]:
+    """Turn logits into the likelier of 0 and 1, and the probability of 1."""
+    return {"prediction": (z > 0).astype(np.int64), "probability": sigmoid(z).astype(np.float32)}
+
+
+def class_fields(classes: int) -> list[pa.Field]:
+    """Return the fields of `class_columns`."""
+    return [pa.field("prediction", pa.int64()), pa.field("probabilities", pa.list_(pa.float32(), classes))]
+
+
+def class_columns(z: Array) -> dict[str, Array]:
+    """Turn logits, shape (rows, K), into the likeliest class and the probabilities of all."""
+    return {"prediction": z.argmax(axis=1).astype(np.int64), "probabilities": softmax(z).astype(np.float32)}
