@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..backend import Array
 from .checks import Rate, pair, rate, real
 from .norms import global_norm
@@ -344,16 +346,18 @@ class Lion(Part):
         return (rate,)
 
     def apply(self, block: Block, state: Sequence[Array], numbers: Sequence[float]) -> None:
-        xp, scratch, room, (mean,) = block.xp, block.scratch, block.room, state
-        xp.subtract(block.grad, mean, out=room)  # both means move towards the gradient
-        block.grad = room
-        xp.multiply(room, 1.0 - self.first, out=scratch)
+        xp, scratch, spare, (mean,) = block.xp, block.scratch, block.spare, state
+        xp.subtract(block.grad, mean, out=spare)  # both means move towards the gradient
+        xp.multiply(spare, 1.0 - self.first, out=scratch)
         xp.add(scratch, mean, out=scratch)
-        xp.sign(scratch, out=scratch)
+        xp.multiply(spare, 1.0 - self.second, out=spare)
+        xp.add(mean, spare, out=mean)
+        # the sign, as x / |x|: NumPy's sign() guesses a branch for each element, and takes three times as long
+        xp.abs(scratch, out=spare)
+        xp.maximum(spare, float(np.finfo(scratch.dtype).smallest_subnormal), out=spare)
+        xp.divide(scratch, spare, out=scratch)
         xp.multiply(scratch, numbers[0], out=scratch)
         xp.subtract(block.param, scratch, out=block.param)
-        xp.multiply(room, 1.0 - self.second, out=room)
-        xp.add(mean, room, out=mean)
 
 
 @dataclass(frozen=True)

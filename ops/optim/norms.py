@@ -17,7 +17,7 @@ from .parts import namespace_of
 BLOCK = 4096
 
 #: elements that are squared at a time, on a CPU; a multiple of BLOCK
-CHUNK = 8 * BLOCK
+CHUNK = 32 * BLOCK
 
 
 def global_norm(arrays: Mapping[str, Array]) -> float:

@@ -2,7 +2,7 @@
 
 An update reads and writes several arrays of the model's size, with a dozen operations on each element. Run
 over whole arrays, each operation waits for memory. So all of them run on one block, which fits in the
-processor's cache, before the next. Each is exact by IEEE 754 (+, -, *, /, square root, sign, clip), so that an
+processor's cache, before the next. Each is exact by IEEE 754 (+, -, *, /, square root, minimum), so that an
 element's bits don't depend on the block or slice that it stands in.
 """
 
@@ -45,13 +45,14 @@ class Block:
         param: to be changed in place.
         grad: the gradient as the parts so far left it; to be read only, unless it is ``room``.
         room: where a part that changes the gradient writes it, before it sets ``grad`` to ``room``.
-        scratch: for anything.
+        scratch, spare: for anything.
     """
 
-    __slots__ = ("grad", "param", "room", "scratch", "xp")
+    __slots__ = ("grad", "param", "room", "scratch", "spare", "xp")
 
-    def __init__(self, xp: ModuleType, param: Array, grad: Array, room: Array, scratch: Array):
-        self.xp, self.param, self.grad, self.room, self.scratch = xp, param, grad, room, scratch
+    def __init__(self, xp: ModuleType, param: Array, grad: Array, room: Array, scratch: Array, spare: Array):
+        self.xp, self.param, self.grad = xp, param, grad
+        self.room, self.scratch, self.spare = room, scratch, spare
 
 
 class Part:
@@ -163,12 +164,12 @@ def _run(todo: Sequence[_Todo], grads: Arrays, state: Arrays, params: Arrays, ke
             kept[name] = xp.empty(param.shape, param.dtype)
         slots = [[state[f"{slot}/{name}"].reshape(-1) for slot in part.slots()] for part, _ in todo]
         length = BLOCK if xp is np else DEVICE_BLOCK
-        scratch = xp.empty((2, min(flat.size, length)), param.dtype)
+        scratch = xp.empty((3, min(flat.size, length)), param.dtype)
         for begin in range(0, flat.size, length):
             here = slice(begin, begin + length)
             values = flat[here]
             room = kept[name].reshape(-1)[here] if keep else scratch[0, : values.size]
-            block = Block(xp, values, grad[here], room, scratch[1, : values.size])
+            block = Block(xp, values, grad[here], room, scratch[1, : values.size], scratch[2, : values.size])
             for (part, numbers), arrays in zip(todo, slots):
                 part.apply(block, [array[here] for array in arrays], numbers[name])
             if keep and block.grad is not room:

@@ -137,6 +137,12 @@ def test_lion_is_its_papers_formula():
         np.testing.assert_allclose(state[f"m/{name}"], mean, rtol=1e-10, atol=1e-13)
 
 
+def test_lion_steps_by_the_sign_alone():
+    values = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-30, -3e38], np.float32)
+    fitted, _ = descend(optim.lion(0.5, betas=(0.0, 0.0)), {"w": np.zeros(6, np.float32)}, [{"w": values}])
+    assert fitted["w"].tolist() == [0.0, 0.0, -0.5, 0.5, -0.5, 0.5]
+
+
 def test_lamb_is_its_papers_formula():
     params, grads = problem(20, "float64")
     params["zero"] = np.zeros(5)  # a norm of 0 doesn't scale
