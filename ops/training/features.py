@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ...errors import ParameterError, TypeMismatchError, column_not_found, did_you_mean
+from ...errors import ParameterError, SchemaMismatchError, TypeMismatchError, column_not_found, did_you_mean
 from .feature_values import column_values, is_number, is_vector
 
 #: (shape of a row, dtype) of each array of a batch
@@ -204,7 +204,7 @@ class Features:
         """
         found = self.widths(table, widths)
         if not table.num_rows:
-            found = {**{name: 0 for name in table.column_names}, **found}
+            found = {**dict.fromkeys(table.column_names, 0), **found}
         schema, rows = table.schema, table.num_rows
         arrays: dict[str, np.ndarray] = {}
         if self.columns is None:
@@ -290,6 +290,31 @@ class Features:
             return
         said = f"{where}({role}=…): the column {field.name!r} is {type}"
         raise TypeMismatchError(f"{said}, and {_takes(role)}. {_advice(field, role, self.names is None)}")
+
+
+def agreed_widths(found: Mapping[int, Mapping[str, int]]) -> dict[str, int]:
+    """Put together what was found of vector columns in several parts of the rows.
+
+    Args:
+        found: widths by column, of each part by its number.
+
+    Raises:
+        SchemaMismatchError: two parts differ.
+
+    Example:
+        >>> agreed_widths({0: {"pixels": 4}, 1: {}})
+        {'pixels': 4}
+    """
+    agreed: dict[str, int] = {}
+    for part, widths in found.items():
+        for name, width in widths.items():
+            if agreed.setdefault(name, width) != width:
+                other = next(p for p, known in found.items() if known.get(name) == agreed[name])
+                raise SchemaMismatchError(
+                    f"train: the vectors of {name!r} are {agreed[name]} long in part {other} of the rows, and "
+                    f"{width} long in part {part}. A feature has one length: pad or cut it where it is made."
+                )
+    return agreed
 
 
 def _width(name: str, type: pa.DataType, widths: Mapping[str, int]) -> int:

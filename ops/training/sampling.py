@@ -124,7 +124,8 @@ class Order:
     """
 
     def __init__(self, seed: int, shard: int, rows: int, share: int, shuffle: bool = True):
-        self.seed, self.shard, self.rows, self.share, self.shuffle = seed, shard, rows, share, shuffle
+        self.seed, self.shard, self.shuffle = seed, shard, shuffle
+        self.rows, self.share = int(rows), int(share)
         self._lock = threading.Lock()
         self._kept: tuple[int, np.ndarray] | None = None
 
@@ -181,6 +182,6 @@ def _cumulative_shares(shards: int, batch_size: int) -> np.ndarray:
 
 def _philox(key: tuple[int | str, ...]) -> np.random.Philox:
     # Hashed, because a seed sequence takes (1,) and (1, 0) for the same.
-    said = "\0".join(part if isinstance(part, str) else str(int(part)) for part in key)
+    said = "\0".join(repr(part) if isinstance(part, str) else str(int(part)) for part in key)
     digest = int.from_bytes(hashlib.blake2b(said.encode(), digest_size=16).digest(), "little")
     return np.random.Philox(key=[digest >> 64, digest & (2**64 - 1)])

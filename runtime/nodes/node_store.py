@@ -4,6 +4,7 @@
     ledger.json                     bytes used, counted across processes
     runs/RUN/owner.json             the driver that the run belongs to
     runs/RUN/blocks/s2-p17-a0.arrow
+    runs/RUN/shards/NAME.shard      training rows as arrays
     runs/RUN/spill/PID-...          what tasks push out of memory
     kept/KEY/p17.arrow              blocks kept across runs (see kept.py)
 
@@ -23,6 +24,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -124,6 +126,16 @@ class NodeStore:
         name = f"s{stage}-p{partition}-a{attempt}.arrow"
         return ScratchFile(self.space, self._runs / run / "blocks" / name, quota_bytes)
 
+    def shard_path(self, run: str, name: str) -> Path:
+        """Return where a run's file of training rows lies, or would lie."""
+        return self._runs / run / "shards" / f"{name}.shard"
+
+    def create_shard(self, run: str, name: str, quota_bytes: int | None = None) -> ScratchFile:
+        """Begin a file of training rows in an open run; it appears when it is published."""
+        target = self.shard_path(run, name)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        return ScratchFile(self.space, target, quota_bytes)
+
     def create_spill(self, folder: Path, quota_bytes: int | None = None) -> ScratchFile:
         """Begin a file in a task's spill folder; it is read by its draft's path and then discarded."""
         return ScratchFile(self.space, folder / "run.arrow", quota_bytes)
@@ -195,7 +207,7 @@ class NodeStore:
             except FileNotFoundError:
                 return 0
             freed = 0
-            for path in (trash / "blocks").glob("*.arrow"):
+            for path in [*(trash / "blocks").glob("*.arrow"), *(trash / "shards").glob("*.shard")]:
                 stat = path.stat()
                 if stat.st_nlink > 1:
                     path.unlink()  # now, so that the last name's removal finds itself the last
@@ -249,7 +261,8 @@ class NodeStore:
         return not alive and idle >= keep_seconds
 
     def _published(self, run: str) -> Iterator[Path]:
-        return (path for path in (self._runs / run / "blocks").glob("s*.arrow"))
+        folder = self._runs / run
+        return chain((folder / "blocks").glob("s*.arrow"), (folder / "shards").glob("*.shard"))
 
     def _make_run(self, folder: Path, record: str) -> str:
         """Make a run's folder with its owner in one step, so that no purge sees it without one."""
@@ -267,7 +280,7 @@ class NodeStore:
 
 def purge_drafts(folder: Path) -> None:
     """Delete what dead processes were writing in a folder."""
-    for path in [*folder.glob(".*.tmp"), *folder.glob("blocks/.*.tmp")]:
+    for path in [*folder.glob(".*.tmp"), *folder.glob("blocks/.*.tmp"), *folder.glob("shards/.*.tmp")]:
         match = DRAFT_NAME.fullmatch(path.name)
         if match and not psutil.pid_exists(int(match[1])):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -166,12 +166,23 @@ class ScratchFile:
             self.space.reserve(growth, self._quota)
             self._reserved += growth
 
-    def finish(self) -> int:
-        """Flush and close the draft, account for it, and return its size in bytes."""
-        size = self._close()
+    def reserve(self, size: int) -> None:
+        """Count a size that is known beforehand, for a file that isn't written from front to back.
+
+        Args:
+            size: what the file will have in the end.
+
+        Raises:
+            DiskFullError: it doesn't fit.
+        """
         if size > self._reserved:
             self.space.reserve(size - self._reserved, self._quota)
             self._reserved = size
+
+    def finish(self) -> int:
+        """Flush and close the draft, account for it, and return its size in bytes."""
+        size = self._close()
+        self.reserve(size)
         return size
 
     def publish(self) -> int:
