@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -88,3 +89,10 @@ def put_rows(out: np.ndarray, numbers: np.ndarray, first: int, x: Array) -> None
 def times(x: Array, weight: Array | None) -> Array:
     """Return rows times their weights, or the rows themselves if they have none."""
     return x if weight is None else x * weight[:, None].astype(x.dtype)
+
+
+def on_host(value: Any) -> Any:
+    """Return a state, or sums, with all arrays as NumPy's; the update of a small state is no work for a device."""
+    if isinstance(value, Mapping):
+        return {name: on_host(item) for name, item in value.items()}
+    return to_host(value) if hasattr(value, "__cuda_array_interface__") else value

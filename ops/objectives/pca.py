@@ -11,7 +11,7 @@ import pyarrow as pa
 from ...errors import HeadwaterError, ParameterError
 from ..backend import Array, array_namespace, to_host
 from ..training.program import Batch, DataInfo, Program, Settings, Shard, State
-from .direct import check_finite, refuse_optimizer, times, whole
+from .direct import check_finite, on_host, refuse_optimizer, times, whole
 from .objective import Objective
 
 #: a component whose variance is below this share of all variance has none: it is rounding
@@ -119,12 +119,17 @@ class Covariance:
 
     def update(self, state: State, sums: Mapping[str, Array]) -> State:
         """Return the state with the mean, or with the components."""
-        host = {name: to_host(value) for name, value in sums.items()}
+        state, host = on_host(state), on_host(sums)
         check_finite("PCA", *host.values())
         after = {**state, "step": state["step"] + 1}
         if state["phase"] == "mean":
             weight = float(host["weight"][0])
-            return {**after, "phase": "covariance", "weight": weight, "mean": host["total"] / max(weight, 1e-300)}
+            return {
+                **after,
+                "phase": "covariance",
+                "weight": weight,
+                "mean": host["total"] / max(weight, 1e-300),
+            }
         weight = state["weight"]
         rest = host["total"] / weight  # of rounding: the mean's error
         covariance = (host["products"] - weight * np.outer(rest, rest)) / max(weight - 1, 1e-300)
@@ -145,7 +150,9 @@ class Covariance:
             "explained_variance": variance[:count].copy(),
             "explained_variance_ratio": share[:count].copy(),
             "total_variance": total,
-            "history": [{"loss": total - float(variance[:count].sum()), "explained": float(share[:count].sum())}],
+            "history": [
+                {"loss": total - float(variance[:count].sum()), "explained": float(share[:count].sum())}
+            ],
         }
 
     def finished(self, state: State) -> bool:
@@ -158,8 +165,12 @@ class Covariance:
 
     def params(self, state: State) -> dict[str, Any]:
         """Return ``mean`` (d,), ``components`` (n, d), ``explained_variance`` and its ratio (n,), all float64."""
+        state = on_host(state)
         names = ("mean", "components", "explained_variance", "explained_variance_ratio")
-        return {**{name: state[name] for name in names}, "total_variance": np.float64(state["total_variance"])}
+        return {
+            **{name: state[name] for name in names},
+            "total_variance": np.float64(state["total_variance"]),
+        }
 
     def progress(self, state: State) -> float:
         """Return the share of passes that are done."""

@@ -1,0 +1,255 @@
+"""AlternatingLeastSquares: the factors of users and items, solved for in turns, as a program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...errors import HeadwaterError
+from ..backend import Array, array_namespace, to_host
+from ..objectives.direct import on_host
+from .program import Batch, DataInfo, Shard, State
+from .sampling import generator
+
+if TYPE_CHECKING:
+    from ..objectives.als import ALS
+
+#: bytes of the normal equations that are summed in one step; more users or items take more steps
+STEP_BYTES = 32 << 20
+#: normal equations that are solved at once
+_SOLVED = 8192
+_OTHER = {"users": "items", "items": "users"}
+#: purpose of random streams
+_FACTORS = 5
+
+
+class AlternatingLeastSquares:
+    """Alternating least squares, as a program.
+
+    Its phases: "count" finds how many users and items there are; "users" and "items" sum the normal equations of a
+    range of them and solve these; "measure" is one last pass, for the loss.
+
+    Args:
+        objective: what to fit.
+    """
+
+    def __init__(self, objective: ALS):
+        self.objective = objective
+        self.pairs = np.triu_indices(objective.rank)
+
+    @property
+    def chunk(self) -> int:
+        """How many users or items are solved for in a step."""
+        return max(1, STEP_BYTES // (8 * (len(self.pairs[0]) + self.objective.rank + 1)))
+
+    def start(self, info: DataInfo) -> State:
+        """Return the first state."""
+        seed = int(info.rng(_FACTORS).integers(2**63))
+        return {
+            "step": 0,
+            "phase": "count",
+            "iteration": 0,
+            "from": 0,
+            "shards": info.shards,
+            "seed": seed,
+            "history": [],
+            "loss": 0.0,
+        }
+
+    def statistics(self, state: State, shard: Shard) -> Mapping[str, Array]:
+        """Return a shard's sums for the phase the state is in."""
+        state = on_host(state)
+        if state["phase"] == "count":
+            return self._count(state, shard)
+        if state["phase"] == "measure":
+            return self._measure(state, shard)
+        return self._equations(state, shard)
+
+    def update(self, state: State, sums: Mapping[str, Array]) -> State:
+        """Return the state after a pass."""
+        state, sums = on_host(state), on_host(sums)
+        after = {**state, "step": state["step"] + 1}
+        if state["phase"] == "count":
+            return {**after, **self._after_count(state, sums)}
+        loss = state["loss"] + float(sums["loss"][0])
+        if state["phase"] == "measure":
+            return {**after, "phase": "done", "history": [*state["history"], self._figures(state, loss)]}
+        return {**after, **self._after_equations(state, sums["equations"], loss)}
+
+    def finished(self, state: State) -> bool:
+        """Say whether all iterations are done, and the loss is known."""
+        return state["phase"] == "done"
+
+    def metrics(self, state: State) -> dict[str, float]:
+        """Return "loss", the mean (with implicit ratings: confident) squared error after the last whole iteration."""
+        return dict(state["history"][-1]) if state["history"] else {}
+
+    def params(self, state: State) -> dict[str, Any]:
+        """Return the factors ``users`` (users, rank) and ``items``, and how many ratings each had, all float64."""
+        state = on_host(state)
+        return {name: state[name] for name in ("users", "items", "users_ratings", "items_ratings")}
+
+    def progress(self, state: State) -> float:
+        """Return the share of the iterations that is done."""
+        return 1.0 if state["phase"] == "done" else state["iteration"] / self.objective.iterations
+
+    def _count(self, state: State, shard: Shard) -> dict[str, np.ndarray]:
+        slots, weight = np.zeros((state["shards"], 3)), 0.0
+        for batch in shard.blocks():
+            users, items = batch[self.objective.user], batch[self.objective.item]
+            least = min(int(users.min()), int(items.min()), int(slots[shard.index, 2]))
+            slots[shard.index] = (
+                max(int(users.max()) + 1, slots[shard.index, 0]),
+                max(int(items.max()) + 1, slots[shard.index, 1]),
+                least,
+            )
+            by_row = batch.get("weight")
+            weight += len(users) if by_row is None else float(by_row.sum(dtype="float64"))
+        return {"slots": slots, "weight": np.array([weight])}
+
+    def _after_count(self, state: State, sums: Mapping[str, np.ndarray]) -> State:
+        objective, slots = self.objective, sums["slots"]
+        if slots[:, 2].min() < 0:
+            raise HeadwaterError(
+                f"ALS: {objective.user!r} or {objective.item!r} holds {int(slots[:, 2].min())}. They are numbered from "
+                "0; leave rows out whose value is unknown, as with filter(col(...) >= 0)."
+            )
+        sizes = []
+        for name, given, found in (
+            ("users", objective.users, int(slots[:, 0].max())),
+            ("items", objective.items, int(slots[:, 1].max())),
+        ):
+            if given is not None and found > given:
+                raise HeadwaterError(
+                    f"ALS({name}={given}): the rows hold number {found - 1}. Give {found} or more."
+                )
+            sizes.append(given or found)
+        rank = objective.rank
+        items = generator(state["seed"]).standard_normal((sizes[1], rank)) / np.sqrt(rank)
+        return {
+            "phase": "users",
+            "weight": float(sums["weight"][0]),
+            "users": np.zeros((sizes[0], rank)),
+            "items": items,
+            "users_ratings": np.zeros(sizes[0]),
+            "items_ratings": np.zeros(sizes[1]),
+        }
+
+    def _measure(self, state: State, shard: Shard) -> dict[str, np.ndarray]:
+        xp = array_namespace()
+        factors = [xp.asarray(state[side]) for side in ("users", "items")]
+        loss = 0.0
+        for batch in shard.blocks():
+            users, items = batch[self.objective.user], batch[self.objective.item]
+            loss += float(self._loss(factors[0][users], factors[1][items], *self._targets(batch, xp), xp))
+        return {"loss": np.array([loss])}
+
+    def _equations(self, state: State, shard: Shard) -> dict[str, np.ndarray]:
+        """Sum the products of the other side's factors for each user or item of the range; and, for users, the loss
+        of the factors that are about to be replaced."""
+        xp, objective, side = array_namespace(), self.objective, state["phase"]
+        own, other = (objective.user, objective.item)[:: 1 if side == "users" else -1]
+        low = state["from"]
+        high = min(low + self.chunk, len(state[side]))
+        rank, products = objective.rank, len(self.pairs[0])
+        equations, loss = xp.zeros((high - low, products + rank + 1)), 0.0
+        factors, replaced = xp.asarray(state[_OTHER[side]]), xp.asarray(state[side])
+        left, right = (xp.asarray(index) for index in self.pairs)
+        for batch in shard.blocks():
+            numbers = batch[own].astype(xp.int64)
+            chosen = xp.flatnonzero((numbers >= low) & (numbers < high))
+            if not len(chosen):
+                continue
+            order = chosen[xp.argsort(numbers[chosen], kind="stable")]
+            numbers = numbers[order]
+            factor = factors[batch[other][order]]
+            wanted, weight, counted = (part[order] for part in self._targets(batch, xp))
+            rows = xp.empty((len(order), products + rank + 1))
+            square = weight - counted if objective.implicit else weight
+            xp.multiply(factor[:, left], factor[:, right], out=rows[:, :products])
+            rows[:, :products] *= square[:, None]
+            xp.multiply(factor, (weight * wanted)[:, None], out=rows[:, products:-1])
+            rows[:, -1] = counted if not objective.implicit else wanted * counted
+            places, sums = _by_number(numbers - low, rows, xp)
+            equations[places] += sums
+            if side == "users" and state["iteration"]:
+                loss += float(self._loss(replaced[numbers], factor, wanted, weight, counted, xp))
+        return {"equations": to_host(equations), "loss": np.array([loss])}
+
+    def _after_equations(self, state: State, equations: np.ndarray, loss: float) -> State:
+        side, low = state["phase"], state["from"]
+        high = low + len(equations)
+        products = len(self.pairs[0])
+        count = equations[:, -1]
+        factors, ratings = state[side].copy(), state[f"{side}_ratings"].copy()
+        factors[low:high] = self._solve(
+            state[_OTHER[side]], equations[:, :products], equations[:, products:-1], count
+        )
+        ratings[low:high] = count
+        after: State = {side: factors, f"{side}_ratings": ratings, "from": high, "loss": loss}
+        if high < len(factors):
+            return after
+        after["from"] = 0
+        if side == "users":
+            if state["iteration"]:
+                after["history"] = [*state["history"], self._figures(state, loss)]
+            return {**after, "phase": "items", "loss": 0.0}
+        iteration = state["iteration"] + 1
+        last = iteration >= self.objective.iterations
+        return {**after, "iteration": iteration, "loss": 0.0, "phase": "measure" if last else "users"}
+
+    def _targets(self, batch: Batch, xp: ModuleType) -> tuple[Array, Array, Array]:
+        """Return what each row's product should be, how much that weighs, and how often the row counts."""
+        target = batch["y"].astype(xp.float64)
+        by_row = batch.get("weight")
+        counted = xp.ones(len(target)) if by_row is None else by_row.astype(xp.float64)
+        if not self.objective.implicit:
+            return target, counted, counted
+        confidence = 1 + self.objective.alpha * xp.abs(target)
+        return (target > 0).astype(xp.float64), counted * confidence, counted
+
+    def _loss(
+        self, own: Array, other: Array, wanted: Array, weight: Array, counted: Array, xp: ModuleType
+    ) -> Array:
+        """Return the rows' squared errors; for implicit ratings less what the sum over all pairs counts for them."""
+        product = xp.einsum("ij,ij->i", own, other)
+        loss = (weight * (wanted - product) ** 2).sum()
+        return loss - (counted * product**2).sum() if self.objective.implicit else loss
+
+    def _figures(self, state: State, loss: float) -> dict[str, float]:
+        if self.objective.implicit:  # all pairs, as if none had been rated
+            users, items = state["users"], state["items"]
+            loss += float(((users.T @ users) * (items.T @ items)).sum())
+        return {"loss": loss / max(state["weight"], np.finfo(np.float64).tiny)}
+
+    def _solve(
+        self, other: np.ndarray, squares: np.ndarray, rhs: np.ndarray, count: np.ndarray
+    ) -> np.ndarray:
+        """Solve the normal equations, some thousand at a time; zeros where there are no ratings."""
+        objective, solution = self.objective, np.zeros_like(rhs)
+        left, right = self.pairs
+        base = other.T @ other if objective.implicit else np.zeros((objective.rank, objective.rank))
+        rated = np.flatnonzero(count > 0)
+        for start in range(0, len(rated), _SOLVED):
+            some = rated[start : start + _SOLVED]
+            matrix = np.empty((len(some), objective.rank, objective.rank))
+            matrix[:, left, right] = matrix[:, right, left] = squares[some]
+            matrix += base
+            matrix += (objective.reg * count[some])[:, None, None] * np.eye(objective.rank)
+            solution[some] = np.linalg.solve(matrix, rhs[some][:, :, None])[:, :, 0]
+        return solution
+
+
+def _by_number(numbers: Array, rows: Array, xp: ModuleType) -> tuple[Array, Array]:
+    """Return the different ones of ascending numbers, and the sum of the rows of each."""
+    first = xp.ones(len(numbers), bool)
+    first[1:] = numbers[1:] != numbers[:-1]
+    starts = xp.flatnonzero(first)
+    if xp is np:
+        return numbers[starts], np.add.reduceat(rows, starts, axis=0)
+    total = xp.concatenate([xp.zeros((1, rows.shape[1])), xp.cumsum(rows, axis=0)])
+    ends = xp.concatenate([starts[1:], xp.asarray([len(numbers)])])
+    return numbers[starts], total[ends] - total[starts]
