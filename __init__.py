@@ -6,7 +6,7 @@ Declare a pipeline with the ``read_*`` functions and the methods of `Dataset`; r
 from __future__ import annotations
 
 from .errors import HeadwaterError
-from .ops import metrics, optim, prep
+from .ops import metrics, objectives, optim, prep
 from .ops.expressions import (
     Expr,
     coalesce,
@@ -28,6 +28,7 @@ from .ops.expressions import (
     var,
     when,
 )
+from .model import Model, load_model
 from .pipeline import Dataset, GroupedDataset
 from .planner.options import PlanOptions
 from .preparation import FittedPrep
@@ -46,16 +47,22 @@ from .reading import (
 )
 from .runtime.check import check
 from .runtime.check_report import CheckReport
+from .ops.training.program import EarlyStopping
+from .ops.training.train import AllReduce
 from .session import RunResult, Session
+from .training import train
 from .version import __version__
 
 __all__ = [
+    "AllReduce",
     "CheckReport",
     "Dataset",
+    "EarlyStopping",
     "Expr",
     "FittedPrep",
     "GroupedDataset",
     "HeadwaterError",
+    "Model",
     "Pipeline",
     "PlanOptions",
     "RunResult",
@@ -75,12 +82,14 @@ __all__ = [
     "last",
     "least",
     "lit",
+    "load_model",
     "load_prep",
     "max",
     "mean",
     "metrics",
     "min",
     "n_unique",
+    "objectives",
     "optim",
     "pipeline",
     "prep",
@@ -92,6 +101,7 @@ __all__ = [
     "read_text",
     "std",
     "sum",
+    "train",
     "var",
     "when",
 ]

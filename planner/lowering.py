@@ -27,6 +27,7 @@ from ..ops.sample import Sample, SampleKernel
 from ..ops.scan import Scan
 from ..ops.sort import Sort, SortKernel, SortKey, TopK, TopKKernel
 from ..ops.source import Source, Split
+from ..ops.training.train import Train, TrainKernel
 from ..ops.transform import Transform, TransformKernel
 from ..ops.union import Union
 from .joins import lower_join
@@ -45,6 +46,8 @@ from .widths import row_width
 
 #: share of a row's bytes up to which its sort keys are worth a pass of their own
 MOST_KEYS = 0.5
+#: what a model is expected to take, in bytes: little beside the rows it is made from
+MODEL_BYTES = 1 << 20
 
 
 @dataclass
@@ -157,6 +160,14 @@ def lower_transform(low: Lowering, node: Transform, below: Fragment, state: Frag
     inputs = (below, low.builder.broadcast(state))
     label = f"transform {node.describe()}"
     return low.builder.step(TransformKernel(node.step), inputs, node.schema, node.key, size, label)
+
+
+def lower_train(low: Lowering, node: Train, *below: Fragment) -> Fragment:
+    """Train in one partition, by a gang that reads blocks of all rows."""
+    inputs = [replace(low.builder.broadcast(fragment), partitions=1) for fragment in below]
+    size = Estimate(1, MODEL_BYTES)
+    label = f"train {node.describe()}"
+    return low.builder.step(TrainKernel.of(node), inputs, node.schema, node.key, size, label)
 
 
 def lower_union(low: Lowering, node: Union, branches: Sequence[Fragment]) -> Fragment:
@@ -303,6 +314,7 @@ LOWERINGS: dict[type[Node], Callable[..., Fragment]] = {
     Sample: lower_sample,
     MapBatches: lower_map_batches,
     Transform: lower_transform,
+    Train: lower_train,
     Union: lower_union,
     Limit: lower_limit,
     TopK: lower_top_k,

@@ -381,7 +381,8 @@ class DaskChannel:
             if self._futures:
                 answers = await self._tell_all("progress")
                 shares = {name: share for answer in answers for name, share in answer.get("done", {}).items()}
-                self._events.put(Progress(shares))
+                metrics = {n: found for answer in answers for n, found in answer.get("metrics", {}).items()}
+                self._events.put(Progress(shares, metrics))
 
     async def _tell_scheduler(self, tasks: int, seconds: float) -> None:
         with suppress(Exception):  # one without Headwater can't be told

@@ -18,6 +18,7 @@ from .task import (
     Segment,
     StageProgram,
     Task,
+    TaskMovedError,
 )
 
 #: errors of the system that will be the same on every worker
@@ -137,6 +138,8 @@ def classify(error: BaseException) -> FailureKind:
         return FailureKind.FETCH
     if isinstance(error, CancelledTask):
         return FailureKind.OTHER
+    if isinstance(error, TaskMovedError):
+        return FailureKind.MOVED
     if isinstance(error, DiskFullError) and error.scratch is not None:
         return FailureKind.DISK
     if isinstance(error, HeadwaterError):

@@ -13,6 +13,7 @@ import pyarrow as pa
 from ..errors import ParameterError
 from ..lineage.owner import this_process
 from ..planner.plan import Storage
+from .collectives.endpoint import Endpoint
 from .executor import failed
 from .nodes.kept import Kept
 from .nodes.node_store import NodeStore
@@ -20,6 +21,9 @@ from .nodes.private_scratch import make_private_scratch
 from .reuse import NodeKeeps
 from .scheduler_events import BlocksFound, Event, Keep, Relocate, TaskFinished, WorkerJoined, WorkerLeft
 from .task import Block, CancelledTask, Segment, StageProgram, Task
+from .training.network import Alone
+from .training.service import TrainingService
+from .training.stage import TrainingHost
 from .workers.fetch import Fetcher
 from .workers.run_task import run_task
 from .workers.worker_plugin import pack_program
@@ -202,7 +206,10 @@ class InlineChannel:
     def _execute(self, task: Task, worker: str, store: NodeStore) -> Event:
         program = self._programs[task.stage]
         try:
-            return TaskFinished(run_task(task, program, store, self._fetcher(store), worker))
+            fetcher = self._fetcher(store)
+            service = TrainingService(store, fetcher, lambda: Endpoint(store.node))
+            training = TrainingHost(service, lambda known: Alone(service, worker))
+            return TaskFinished(run_task(task, program, store, fetcher, worker, training=training))
         except Exception as error:
             return failed(task, worker, error)
 

@@ -131,6 +131,11 @@ def stage_line(stage: StageSnapshot, number: int, count: int, elapsed: float) ->
     return f"[{seconds_text(elapsed):>7}] stage {number}/{count} done: {stage.label}: {size}"
 
 
+def metrics_text(stage: StageSnapshot) -> str:
+    """Write the figures of a train stage's last step, as "  step 120  loss 0.43"; empty for other stages."""
+    return "".join(f"  {name} {value:.6g}" for name, value in stage.metrics.items())
+
+
 def _rows(stage: StageSnapshot) -> str:
     return f"{count_text(stage.rows)} row{'' if stage.rows == 1 else 's'}"
 
@@ -172,7 +177,7 @@ def stage_table(snapshot: Snapshot, spans: Spans, width: int = 120) -> Group:
         style = {"waiting": "dim", "finished": "green"}.get(stage.state, "")
         rate = spans.rate(stage)
         table.add_row(
-            Text(stage.label, style=style),
+            Text(f"{stage.label}{metrics_text(stage)}", style=style),
             ProgressBar(total=max(1, stage.total), completed=stage.done if stage.total else 1, width=12),
             f"{stage.done}/{stage.total}",
             _rows(stage),

@@ -183,6 +183,8 @@ class Scheduler:
             if share is not None:
                 attempt.share = max(attempt.share, share)
                 attempt.samples.append((state.now, attempt.share))
+                stage = state.stages[attempt.task.stage]
+                stage.step_metrics = event.metrics.get(attempt.record.name, stage.step_metrics)
 
     def _task_finished(self, result: TaskResult) -> None:
         state = self._state
@@ -213,6 +215,7 @@ class Scheduler:
         if len(fresh) < len(result.partitions):
             release_strays(state, stage, result.partitions)
         stage.add_metrics(result.metrics)
+        stage.training = result.training
         stage.finished_tasks.append((task.weight, result.metrics.seconds))
         note_pace(state, attempt, result.metrics.seconds)
         took = round(result.metrics.seconds, 3)

@@ -26,6 +26,8 @@ class FailureKind(Enum):
     OTHER = "other"
     #: the node's scratch folder is full: another node may have room
     DISK = "disk"
+    #: the worker is about to leave, and the task goes on elsewhere: nobody's fault
+    MOVED = "moved"
 
 
 class Cause(Enum):
@@ -147,9 +149,11 @@ class Progress:
 
     Attributes:
         done: `Task.name` to the share of its input that it has read, 0 to 1; 0 for one that hasn't begun.
+        metrics: `Task.name` to the figures of the last step, of those that train.
     """
 
     done: Mapping[str, float]
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

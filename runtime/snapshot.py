@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,6 +21,7 @@ class StageSnapshot:
         done, total: partitions.
         running: tasks that workers have.
         rows, bytes: of the finished partitions; bytes as they lie on disk.
+        metrics: of the last step, if the stage trains.
     """
 
     id: int
@@ -30,6 +32,7 @@ class StageSnapshot:
     running: int
     rows: int
     bytes: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,5 +84,5 @@ def _stage(run: StageRun, running: int) -> StageSnapshot:
     done = run.stage.partitions if run.state is StageState.FINISHED else int(np.count_nonzero(run.done))
     return StageSnapshot(
         run.stage.id, run.stage.label, run.state.value, done, run.stage.partitions, running,
-        run.metrics.rows_out, run.metrics.bytes_out,
+        run.metrics.rows_out, run.metrics.bytes_out, run.step_metrics,
     )  # fmt: skip

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -78,6 +79,9 @@ class StageRun:
         #: whether workers can have its program
         self.announced = False
         self.metrics = Metrics()
+        #: of a train stage: the figures of its last step, and, once it is done, what happened to its gang
+        self.step_metrics: Mapping[str, float] = {}
+        self.training: Mapping[str, Any] | None = None
         #: (weight, seconds) of each finished task
         self.finished_tasks: list[tuple[float, float]] = []
         self.tasks_cut = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -204,6 +205,8 @@ class TaskResult:
     worker: str
     partitions: tuple[PartitionResult, ...]
     metrics: Metrics
+    #: what happened to the gang of a train stage; see `training.job.TrainingLog`
+    training: Mapping[str, Any] | None = None
 
 
 class FetchFailedError(HeadwaterError):
@@ -225,3 +228,7 @@ class FetchFailedError(HeadwaterError):
 
 class CancelledTask(HeadwaterError):
     """The driver no longer wants this attempt; it stopped early, and left only partitions that it had finished."""
+
+
+class TaskMovedError(HeadwaterError):
+    """The worker is about to leave, and this long task is to go on elsewhere; nothing is lost."""

@@ -24,6 +24,7 @@ BARRIERS = {
     "TopK": "TopK counts rows before the filter",
     "Sample": "Sample draws by row position",
     "MapBatches": "MapBatches is a user function of whole batches",
+    "Train": "Train gives a model, no rows",
     "Transform": "what Transform does to a column isn't known to the planner",
     "Sealed": "it is persisted, or a Sample draws from it by row position",
 }

@@ -38,7 +38,7 @@ def task_failed(state: RunState, event: TaskFailed) -> None:
         count_fetch_failure(state, task, event.error)
     elif event.kind is FailureKind.DISK:
         _disk_full(state, attempt, event.error)
-    else:
+    elif event.kind is FailureKind.OTHER:
         task.refusals += 1
         if task.refusals >= MAX_DEATHS:
             what = f"{type(event.error).__name__}: {event.error}"

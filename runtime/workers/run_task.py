@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,6 +21,7 @@ from ...ops.kernel import Broadcast, Context, Stream
 from ...ops.partitioner import KeySample, KeySampler
 from ...ops.sink import StagedFile
 from ...ops.source import Split, read_exactly
+from ...ops.training.train import TrainKernel
 from ...planner.plan import BroadcastLeaf, Leaf, Operator, ScanLeaf, ShuffleLeaf, Step, UnionStep, all_leaves
 from ..fault_points import reach, reaching
 from ..nodes.block_index import BlockLabel
@@ -35,6 +37,7 @@ from ..task import (
     Task,
     TaskResult,
 )
+from ..training.stage import TrainingHost, train_stage
 from .broadcast import BroadcastCache, SharedBroadcast
 from .exchange import write_block
 from .fetch import Fetcher, Inputs, Relocate
@@ -53,6 +56,7 @@ def run_task(
     broadcasts: BroadcastCache | None = None,
     mailbox: Mailbox | None = None,
     progress: TaskProgress | None = None,
+    training: TrainingHost | None = None,
 ) -> TaskResult:
     """Run one attempt at a task.
 
@@ -66,6 +70,7 @@ def run_task(
         broadcasts: shared with the other tasks of the process.
         mailbox: where the driver tells new places of inputs that are lost; None makes a loss an error.
         progress: told how far the task is.
+        training: lends what a train stage needs.
 
     Returns:
         The blocks or staged files, and what it took.
@@ -77,11 +82,13 @@ def run_task(
         HeadwaterError: what a kernel, source or sink raised on purpose. Other exceptions come with a
             note that tells the stage and partition.
     """
-    attempt = _Attempt(task, program, store, fetcher, cancelled, broadcasts, mailbox, progress)
+    attempt = _Attempt(task, program, store, fetcher, cancelled, broadcasts, mailbox, progress, training)
     started = time.perf_counter()
     partitions = attempt.run()
     metrics = Metrics(seconds=time.perf_counter() - started, **attempt.counts)
-    return TaskResult(task.stage, task.id, task.attempt, store.node, worker_name, partitions, metrics)
+    return TaskResult(
+        task.stage, task.id, task.attempt, store.node, worker_name, partitions, metrics, attempt.training_log
+    )
 
 
 class _Attempt:
@@ -95,12 +102,15 @@ class _Attempt:
         broadcasts: BroadcastCache | None,
         mailbox: Mailbox | None,
         progress: TaskProgress | None,
+        training: TrainingHost | None,
     ):
         self.task, self.program, self.store, self.fetcher = task, program, store, fetcher
         self.cancelled = cancelled or threading.Event()
         self.broadcasts = broadcasts or BroadcastCache()
         self.mailbox = mailbox
         self.progress = progress or TaskProgress(len(task.partitions))
+        self.training = training
+        self.training_log: dict[str, Any] | None = None
         self.counts: Counter[str] = Counter()
         #: a task's memory, shared by what holds rows at the same time
         self.kernel_bytes = self.exchange_bytes = task.memory_bytes * 3 // 8
@@ -207,6 +217,8 @@ class _Attempt:
             return self._evaluate(branch, given, local)
         if not isinstance(operator, Step):
             return self._read(operator, given)
+        if isinstance(operator.kernel, TrainKernel):
+            return self._train(operator, operator.kernel)
         inputs = [self._evaluate(child, given, partition) for child in operator.inputs]
         context = Context(partition, self.kernel_bytes, operator.kernel.label, self.spill_folder)
         return self._metered(operator.kernel.run(inputs, context), context)
@@ -238,6 +250,27 @@ class _Attempt:
         size, key = sum(segment.length for segment in segments), (self.task.run, leaf.stage)
         shared = self.broadcasts.get(key, size, load, leaf.schema, self._stand_by)
         return shared
+
+    def _train(self, operator: Step, kernel: TrainKernel) -> Stream:
+        assert self.training is not None
+        leaves: list[BroadcastLeaf] = list(operator.inputs)  # type: ignore[arg-type]
+        inputs = [self.task.broadcast[leaf.slot] for leaf in leaves]
+        model, log = train_stage(
+            self.training,
+            self.task,
+            self.program,
+            kernel,
+            inputs,
+            [leaf.schema for leaf in leaves],
+            self.mailbox.relocate if self.mailbox else None,
+            self.cancelled,
+            self.progress.tell,
+        )
+        self.training_log = log.record()
+        self.counts["rows_in"] += sum(segment.rows for segments in inputs for segment in segments)
+        self.counts["bytes_in"] += sum(segment.length for segments in inputs for segment in segments)
+        for batch in model.to_batches():
+            yield pa.Table.from_batches([batch])
 
     def _stand_by(self, lacking: Sequence[Segment]) -> None:
         """Another task reads the broadcast that this one waits for; it may itself wait for lost blocks."""

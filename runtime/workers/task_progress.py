@@ -37,6 +37,8 @@ class TaskProgress:
     def __init__(self, partitions: int):
         self._partitions, self._done = max(partitions, 1), 0
         self.share = 0.0
+        #: figures of the last step of a train stage
+        self.metrics: dict[str, float] = {}
         self._parts: dict[int, _Part] = {}
 
     def begin(self, given: PartitionInput) -> None:
@@ -52,6 +54,11 @@ class TaskProgress:
             whole = sum(part.weight for part in self._parts.values())
             read = sum(part.weight * part.share for part in self._parts.values()) / whole
             self._rise(self._done + min(read, _MOST_OF_A_PARTITION))
+
+    def tell(self, share: float, metrics: dict[str, float]) -> None:
+        """So much of the partition is done, and these are the figures."""
+        self.metrics = metrics
+        self._rise(self._done + min(share, _MOST_OF_A_PARTITION))
 
     def end(self) -> None:
         """The partition is done."""
@@ -105,3 +112,8 @@ class ProgressBoard:
         """Return the share of each running attempt of a run, by `Task.name`."""
         with self._lock:
             return {name: progress.share for name, progress in self._running.get(run, {}).items()}
+
+    def metrics_of(self, run: str) -> dict[str, dict[str, float]]:
+        """Return the figures of each running attempt of a run that has any, by `Task.name`."""
+        with self._lock:
+            return {name: p.metrics for name, p in self._running.get(run, {}).items() if p.metrics}

@@ -25,7 +25,11 @@ from ..nodes.inventory import pack_inventory
 from ..nodes.kept import Kept
 from ..nodes.node_store import NodeStore, default_scratch
 from ..nodes.resident import Resident
+from ..collectives.endpoint import Endpoint
 from ..task import StageProgram, Task, TaskResult
+from ..training.network import DaskNetwork
+from ..training.service import TrainingService
+from ..training.stage import TrainingHost
 from .admission import Admission
 from .beacon_keeper import BeaconKeeper
 from .broadcast import BroadcastCache
@@ -122,6 +126,9 @@ class WorkerRuntime:
         self._relocations = Relocations(
             lambda run, message: self.worker.log_event(RUNS_TOPIC, {"run": run, **message})
         )
+        self.training = TrainingService(
+            store, self.fetcher, self._new_endpoint, worker.state.nthreads, lambda: self.draining
+        )
         self._lock = threading.Lock()
         #: whether the process goes on when its Dask worker closes
         self.outlives_worker = False
@@ -150,6 +157,7 @@ class WorkerRuntime:
             self.kept, self.worker.rpc, self.fetcher.options, self.resident, self.admission.is_over
         )
         self.worker.handlers.update(kept.handlers())
+        self.worker.handlers.update(self.training.handlers())
 
     def attach(self, worker: Worker) -> None:
         """Go on with a new Dask worker of the same process; what runs still belongs to the old one."""
@@ -170,7 +178,12 @@ class WorkerRuntime:
             self._board.follow(task) as progress,
         ):
             program, name = self.program(payload), str(self.worker.address)
-            shared = (self.broadcasts, mailbox, progress)
+            training = TrainingHost(
+                self.training,
+                lambda known: DaskNetwork(self.worker, self.training, known),
+                lambda: self.draining,
+            )
+            shared = (self.broadcasts, mailbox, progress, training)
             try:
                 return run_task(task, program, self.store, self.fetcher, name, flag, *shared)
             except HeadwaterError as error:
@@ -207,7 +220,7 @@ class WorkerRuntime:
 
     async def progress(self, run: str) -> dict[str, Any]:
         """Tell how far the attempts of a run are that run here, by `Task.name`: shares from 0 to 1."""
-        return {"status": "OK", "done": self._board.of(run)}
+        return {"status": "OK", "done": self._board.of(run), "metrics": self._board.metrics_of(run)}
 
     async def fence(self, run: str, epoch: int) -> dict[str, Any]:
         """A driver with this epoch has the run now. The answer's ``epoch`` is the highest seen."""
@@ -280,6 +293,17 @@ class WorkerRuntime:
         """Cancel all that runs; the worker is closing."""
         self.admission.stop()
 
+    def _new_endpoint(self) -> Endpoint:
+        """What a member of a gang listens with, secured as Dask's own connections are."""
+        security, address = self.worker.security, self.worker.address
+        host = "127.0.0.1" if address.startswith("inproc") else get_address_host(address)
+        return Endpoint(
+            self.store.node,
+            host,
+            server_context=security.get_listen_args("worker").get("ssl_context"),
+            client_context=security.get_connection_args("worker").get("ssl_context"),
+        )
+
     def _resident_bytes(self) -> int:
         """How much kept blocks may take of the memory: half of what is free, and of what Dask allows the worker."""
         most = (psutil.virtual_memory().available + self.resident.locked_bytes) // 2
@@ -296,6 +320,7 @@ class WorkerRuntime:
 
     def _forget(self, run: str) -> None:
         self.broadcasts.forget(run)
+        self.training.forget(run)
         with self._lock:
             for payload in [key for key, program in self._programs.items() if program.run == run]:
                 del self._programs[payload]

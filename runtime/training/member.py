@@ -1,0 +1,254 @@
+"""Member: one worker's part in a gang. It carries shards, sums their statistics and keeps the newest state."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
+from functools import partial
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from ...ops.backend import array_namespace, to_host
+from ...ops.training.determinism import check_repeats
+from ...ops.training.program import DataInfo, Shard, State
+from ...ops.training.sampling import Order, shard_shares
+from ..collectives.endpoint import Endpoint
+from ..collectives.errors import GroupBrokenError
+from ..collectives.group import Group, form
+from ..nodes.node_store import NodeStore
+from ..workers.fetch import Fetcher
+from .job import Fence, Orders, PrepareOrders, ShardSummary, TrainJob
+from .mapped_shard import MappedShard
+from .prefetch import PrefetchedShard, Prefetcher
+from .shard_building import build_shards, summary_of
+from .shard_file import ShardFile
+from .shard_source import PreparedShard, ShardSource
+from .streamed_shard import StreamedShard
+
+#: in the note of an operation: the gang is to stop after this step, as its constellation changes
+REGROUP = b"R"
+#: seconds for all members of a generation to find each other
+FORM_SECONDS = 10.0
+#: seconds after which an operation gives up; what is really wrong is noticed much sooner
+STEP_SECONDS = 3600.0
+
+
+class Outcome(Enum):
+    """How a generation ended."""
+
+    FINISHED = "finished"
+    #: at a step boundary, as was asked for
+    REGROUP = "regroup"
+    #: in the middle of a step: a member is gone
+    BROKEN = "broken"
+
+
+class Member:
+    """What a process knows of one train stage, between generations and during them.
+
+    Args:
+        job: what is trained.
+        endpoint: where the other members reach it.
+        threads: how many shards it computes at once.
+
+    Attributes:
+        step: how many steps the state includes; -1 without a state.
+        error: what ended its last generation, if that was its own doing.
+        stepped: when the last step was completed, by the monotonic clock.
+    """
+
+    def __init__(self, job: TrainJob, endpoint: Endpoint, threads: int = 1):
+        self.job, self.endpoint, self.threads = job, endpoint, threads
+        self.fence: Fence = (0, 0)
+        self.state: State | None = None
+        self.step = -1
+        self.finished = False
+        self.error: BaseException | None = None
+        self._prepared: dict[tuple[str, int], tuple[ShardSource, PreparedShard]] = {}
+        self._closed = threading.Event()
+        self.stepped = time.monotonic()
+        self.on_step: Callable[[State], None] | None = None
+        self.note: Callable[[], bytes] = bytes
+        self._group: Group | None = None
+        self._running = threading.Lock()
+
+    def prepare(self, orders: PrepareOrders, store: NodeStore, fetcher: Fetcher) -> list[ShardSummary]:
+        """Bring shards onto the node, beside a generation that runs.
+
+        Raises:
+            FetchFailedError: blocks are lost.
+            HeadwaterError: rows that can't be trained on.
+        """
+        summaries = []
+        for part, source, prepared in build_shards(self.job, orders, store, fetcher, self._closed):
+            self._prepared[part, prepared.plan.index] = source, prepared
+            summaries.append(summary_of(part, prepared))
+        return summaries
+
+    def run(self, orders: Orders) -> Outcome:
+        """Take part in a generation until it ends; a generation before must have ended, or ends now.
+
+        Raises:
+            Whatever a program raises; the others then see the group break.
+        """
+        self.abandon()
+        with (
+            self._running,
+            threadpool_limits(limits=1),
+            ThreadPoolExecutor(self.threads) as pool,
+            Prefetcher() as prefetcher,
+        ):
+            self.error = None
+            try:
+                self._group = form(
+                    self.endpoint,
+                    orders.rank,
+                    orders.addresses,
+                    orders.layout,
+                    orders.generation,
+                    orders.token,
+                    FORM_SECONDS,
+                    operation_timeout=STEP_SECONDS,
+                )
+                return self._steps(orders, pool, prefetcher)
+            except GroupBrokenError:
+                return Outcome.BROKEN
+            except BaseException as error:
+                self.error = error
+                raise
+            finally:
+                group, self._group = self._group, None
+                if group is not None:
+                    group.close()
+
+    def abandon(self) -> None:
+        """End the generation that runs, from any thread."""
+        group = self._group
+        if group is not None:
+            group.abandon()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._closed.set()
+        self.abandon()
+        with self._running:
+            self._prepared, self.state, self.step = {}, None, -1
+            self.endpoint.close()
+
+    def _steps(self, orders: Orders, pool: ThreadPoolExecutor, prefetcher: Prefetcher) -> Outcome:
+        program = self.job.kernel.program
+        self._agree_on_state(orders)
+        assert self._group is not None and self.state is not None
+        own = [
+            PrefetchedShard(self._shard(index, orders.info), prefetcher, orders.info.steps_per_epoch)
+            for index in range(*orders.layout[orders.rank])
+        ]
+        self._check_determinism(own)
+        self.stepped = time.monotonic()
+        while not (finished := program.finished(self.state)):
+            parts, names, shapes = self._statistics(own, pool)
+            sums, notes = self._group.all_reduce(parts, self.note())
+            total = {
+                name: array.reshape(shape) for name, array, shape in zip(names, _on_device(sums), shapes)
+            }
+            state, self.state, step, self.step = self.state, None, self.step, -1  # an update may use it up
+            self.state, self.step = program.update(state, total), step + 1
+            self.stepped = time.monotonic()
+            if self.on_step is not None:
+                self.on_step(self.state)
+            if REGROUP in notes:
+                finished = program.finished(self.state)
+                break
+        self.finished = finished
+        return Outcome.FINISHED if finished else Outcome.REGROUP
+
+    def _agree_on_state(self, orders: Orders) -> None:
+        """Take the newest state of all, or begin."""
+        assert self._group is not None
+        if orders.root is None:
+            self.state, self.step = self.job.kernel.program.start(orders.info), 0
+            return
+        if all(step == orders.steps[orders.root] for step in orders.steps):
+            return
+        given = []
+        if orders.rank == orders.root:
+            given = [np.frombuffer(pickle.dumps(host_state(self.state), 5), np.uint8)]
+        (packed,) = self._group.broadcast(given, orders.root)
+        if orders.rank != orders.root:
+            self.state = device_state(pickle.loads(packed.tobytes()))
+            self.step = orders.steps[orders.root]
+
+    def _shard(self, index: int, info: DataInfo) -> Shard:
+        validation = self._view("validation", index, info) if "validation" in self.job.bounds else None
+        return self._view("train", index, info, validation)
+
+    def _view(self, part: str, index: int, info: DataInfo, validation: Shard | None = None) -> Shard:
+        source, prepared = self._prepared[part, index]
+        plan, kernel, cached = prepared.plan, self.job.kernel, prepared.cached
+        shares = shard_shares(self.job.shards, kernel.settings.batch_size)
+        order = Order(info.seed, index, plan.rows, int(shares[index]))
+        if cached is None:
+            cached = ShardFile.without_rows(index, plan.first_row, dict(info.columns), prepared.widths)
+        if prepared.is_whole:
+            return MappedShard(cached, order, validation)
+        rest = plan.part(cached.rows, plan.rows)
+        return StreamedShard(
+            cached, plan.rows, partial(source.tables, rest), kernel.features, order, validation
+        )
+
+    def _check_determinism(self, own: Sequence[Shard]) -> None:
+        first = next((shard for shard in own if shard.rows), None)
+        if self.step == 0 and first is not None:
+            kernel = self.job.kernel
+            check_repeats(kernel.program, self.state, first, kernel.objective)
+
+    def _statistics(
+        self, own: Sequence[Shard], pool: ThreadPoolExecutor
+    ) -> tuple[dict[int, list[np.ndarray]], list[str], list[tuple[int, ...]]]:
+        program, state = self.job.kernel.program, self.state
+        assert state is not None
+
+        def of(shard: Shard) -> Mapping[str, Any]:
+            return program.statistics(state, shard)
+
+        found = list(pool.map(of, own)) if self.threads > 1 and len(own) > 1 else [of(shard) for shard in own]
+        names = list(found[0])
+        shapes = [np.shape(found[0][name]) for name in names]
+        parts = {
+            shard.index: [_flat(statistics[name]) for name in names] for shard, statistics in zip(own, found)
+        }
+        return parts, names, shapes
+
+
+def host_state(value: Any) -> Any:
+    """Copy a state's arrays to the host, so that it can travel."""
+    if isinstance(value, dict):
+        return {name: host_state(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(host_state(item) for item in value)
+    return to_host(value) if hasattr(value, "__cuda_array_interface__") else value
+
+
+def device_state(value: Any) -> Any:
+    """Undo `host_state`, on a worker with a device."""
+    xp = array_namespace()
+    if xp is np:
+        return value
+    if isinstance(value, dict):
+        return {name: device_state(item) for name, item in value.items()}
+    return xp.asarray(value) if isinstance(value, np.ndarray) else value
+
+
+def _flat(array: Any) -> np.ndarray:
+    return np.ascontiguousarray(to_host(array)).reshape(-1)
+
+
+def _on_device(arrays: Sequence[np.ndarray]) -> Sequence[Any]:
+    xp = array_namespace()
+    return arrays if xp is np else [xp.asarray(array) for array in arrays]
