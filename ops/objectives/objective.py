@@ -30,9 +30,9 @@ class Objective:
             into "x", of shape (rows, features).
         needs_target: whether it learns from a target, "y".
         metrics: names of further figures that `value_and_grad` returns; they are averaged over rows.
-        buffers: keys of the parameter dict that aren't trained: under such a key, the gradients hold the new
-            value, and those of all shards are averaged by rows (as running means of batch normalization).
-            May be a property that is known once `init` has run.
+        buffers: keys of the parameter dict that aren't trained: under such a key, the gradients hold what the
+            value changes by, averaged over shards by rows (as running means of batch normalization).
+        constants: keys of the parameter dict that never change; what gradients hold there isn't looked at.
 
     Example:
         >>> class Median(Objective):
@@ -49,6 +49,7 @@ class Objective:
     needs_target: bool = True
     metrics: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
     #: whether `value_and_grad` is trusted not to write into the parameters; others get them read-only
     trusted: bool = False
 
@@ -119,10 +120,19 @@ class Objective:
 
     def program(self, settings: Settings) -> Program:
         """Return the program that minimizes it: the optimizer's own, if it is a solver, or minibatches."""
-        from ..training.minibatch import Minibatch
+        from ..optim.solvers import Solver
 
-        make = getattr(settings.optimizer, "program", None)
-        return make(self, settings) if make is not None else Minibatch(self, settings)
+        if not isinstance(settings.optimizer, Solver):
+            from ..training.minibatch import Minibatch
+
+            return Minibatch(self, settings)
+        if settings.optimizer.name == "newton":
+            from ..training.newton import Newton
+
+            return Newton(self, settings)
+        from ..training.lbfgs import Lbfgs
+
+        return Lbfgs(self, settings)
 
     def functions(self) -> tuple[Callable[..., Any], ...]:
         """The user's functions that compute loss and gradient, to be named in errors."""

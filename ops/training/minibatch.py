@@ -82,7 +82,7 @@ class Minibatch:
         objective.check(info)
         tree = objective.init(info.rng(FOR_INIT), info)
         what = f"{objective.label}.init"
-        trained, averaged = self._split(tree, what)
+        trained, averaged, constant = self._split(tree, what)
         spec = spec_of(trained, info.dtype, what)
         params = pack(trained, spec, what)
         if not bool(array_namespace().isfinite(params).all()):
@@ -108,9 +108,10 @@ class Minibatch:
             "metrics": {},
             "history": new_history(total, info.steps_per_epoch, self.objective.metrics),
         }
-        if averaged:
-            buffers = spec_of(averaged, info.dtype, what)
-            state |= {"buffer_spec": buffers.text, "buffers": pack(averaged, buffers, what)}
+        for name, part in (("buffers", averaged), ("constants", constant)):
+            if part:
+                own = spec_of(part, info.dtype, what)
+                state |= {f"{name}_spec": own.text, name: pack(part, own, what)}
         if settings.early_stopping is not None:
             state |= {"best_loss": math.inf, "best_epoch": 0, "since_best": 0}
         return state
@@ -120,8 +121,8 @@ class Minibatch:
 
         Returns:
             "totals": rows (or weight), loss times rows, and the objective's metrics times rows, float64; "bad": for
-            each shard, 1 where the loss or gradient isn't finite; while training "grad": the gradient times rows, of the
-            parameters' dtype, and "buffers" if the objective has any. A validation step has no "grad".
+            each shard, 1 where the loss or gradient isn't finite. While training also "grad": the gradient times
+            rows, of the parameters' dtype; and "buffers" if the objective has any. A validation step has no "grad".
         """
         objective = self.objective
         means = Means(self.view(state), objective, shard.index, state["batch"])
@@ -131,7 +132,8 @@ class Minibatch:
                 add_loss(means, block, shard.rng(FOR_VALIDATION, state["batch"], i), totals)
             return self._totals(state, shard, totals)
         epoch, step = divmod(state["batch"], state["steps_per_epoch"])
-        spec, buffer_spec = self._specs(state)
+        spec = self._spec(state)
+        buffer_spec = self._spec(state, "buffers") if "buffers" in state else None
         xp = array_namespace()
         grad = xp.zeros(spec.size, spec.dtype)
         buffers = None if buffer_spec is None else xp.zeros(buffer_spec.size, buffer_spec.dtype)
@@ -147,7 +149,7 @@ class Minibatch:
             if found is None:
                 continue
             grads, weight = found
-            trained, averaged = self._split(grads, means.label)
+            trained, averaged, _ = self._split(grads, means.label)
             pack(trained, spec, f"the gradient of {means.label}", grad, weight)
             if buffer_spec is not None:
                 pack(averaged, buffer_spec, f"the buffers of {means.label}", buffers, weight)
@@ -228,7 +230,7 @@ class Minibatch:
             Pieces in order of their slices, put together by `finish`, are the same as one of the whole.
         """
         xp = array_namespace()
-        spec, _ = self._specs(state)
+        spec = self._spec(state)
         grad = sums["grad"]
         writable = getattr(getattr(grad, "flags", None), "writeable", True)
         grad = xp.divide(grad, grad.dtype.type(float(sums["totals"][0])), out=grad if writable else None)
@@ -277,7 +279,7 @@ class Minibatch:
             new["params"], new["optimizer"] = piece.params, piece.optimizer
             norm = math.sqrt(math.fsum(piece.squares.tolist()))
             if "buffers" in state:
-                new["buffers"] = sums["buffers"] / sums["buffers"].dtype.type(rows)
+                new["buffers"] = state["buffers"] + sums["buffers"] / sums["buffers"].dtype.type(rows)
             new["epoch_loss"] += totals[1]
             new["epoch_rows"] += rows
             new["updates"] += 1
@@ -354,26 +356,27 @@ class Minibatch:
 
     def view(self, state: State) -> Tree:
         """Return the parameters as the objective's tree, read-only unless it is trusted."""
-        spec, buffer_spec = self._specs(state)
-        tree = unpack(state["params"], spec, self.objective.trusted)
-        if buffer_spec is not None:
-            tree = {**tree, **unpack(state["buffers"], buffer_spec, self.objective.trusted)}
+        tree = unpack(state["params"], self._spec(state), self.objective.trusted)
+        for part in ("buffers", "constants"):
+            if part in state:
+                tree = {**tree, **unpack(state[part], self._spec(state, part), self.objective.trusted)}
         return tree
 
-    def _specs(self, state: State) -> tuple[TreeSpec, TreeSpec | None]:
-        spec = load_spec(state["spec"], state["dtype"])
-        return spec, load_spec(state["buffer_spec"], state["dtype"]) if "buffer_spec" in state else None
+    def _spec(self, state: State, part: str = "") -> TreeSpec:
+        text = state[f"{part}_spec"] if part else state["spec"]
+        return load_spec(text, state["dtype"])
 
-    def _split(self, tree: Tree, what: str) -> tuple[Tree, dict[str, Any]]:
-        """The trained and the averaged part of a tree."""
-        names = self.objective.buffers
-        if not names:
-            return tree, {}
-        if missing := [name for name in names if name not in tree]:
-            raise ParameterError(f"{what} returned nothing for the buffer {missing[0]!r}.")
+    def _split(self, tree: Tree, what: str) -> tuple[Tree, dict[str, Any], dict[str, Any]]:
+        """The trained, the averaged and the constant part of a tree."""
+        buffers, constants = self.objective.buffers, self.objective.constants
+        if not buffers and not constants:
+            return tree, {}, {}
+        if missing := [name for name in (*buffers, *constants) if name not in tree]:
+            raise ParameterError(f"{what} returned nothing for {missing[0]!r}, which isn't trained.")
         return (
-            {name: value for name, value in tree.items() if name not in names},
-            {name: tree[name] for name in names},
+            {name: value for name, value in tree.items() if name not in buffers and name not in constants},
+            {name: tree[name] for name in buffers},
+            {name: tree[name] for name in constants},
         )
 
     def _named(self, params: Array, spec: TreeSpec) -> dict[str, Array]:
