@@ -49,6 +49,7 @@ from .session import Session, explain, first_rows, session_or_current
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .model import Model
     from .session import RunResult
 
 Name = str | Expr
@@ -688,6 +689,31 @@ class Dataset:
     def explain(self, session: Session | None = None) -> str:
         """Return the logical, optimized and physical plans with sizes, exchanges and rules, as text."""
         return explain({"result": self.node}, session.options if session else None)
+
+    def predict(
+        self,
+        model: Model,
+        *,
+        names: Mapping[str, str] | None = None,
+        nulls: Literal["error", "null"] = "error",
+    ) -> Dataset:
+        """Append what a model predicts from each row, lazily; see `Model.predict`.
+
+        Args:
+            model: of `hw.train` or `hw.load_model`.
+            names: predicted column to the name it shall have, as ``{"prediction": "expected_fare"}``.
+            nulls: what to do with rows that lack a feature (null or NaN): "error", or "null" for null predictions.
+
+        Returns:
+            A dataset with all columns, and the predicted ones last.
+
+        Raises:
+            ColumnNotFoundError, TypeMismatchError: a feature isn't there, or isn't a number.
+            ParameterError: a predicted column has the name of one that is there.
+        """
+        if not hasattr(model, "predict_batch"):
+            raise TypeMismatchError(f"predict() takes a model of hw.train(...), not {type(model).__name__}.")
+        return model.predict(Dataset(self._readable()), names=names, nulls=nulls)
 
     def _fit(self, chain: Chain) -> FittedPrep:
         """Fit a preparation chain on these rows; what ``chain.fit(dataset)`` calls."""
