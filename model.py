@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from .arguments import whole
-from .datasets import arrow_source, table_source
+from .datasets import TableSource, arrow_source, table_source
 from .datasets.model_folder import read_model_folder, write_model_folder
 from .errors import ColumnNotFoundError, CorruptFileError, ParameterError, TypeMismatchError
 from .ops.node import Node, listed
@@ -227,7 +227,7 @@ class Model:
         return model
 
     def _copy(self, table: pa.Table, prep: FittedPrep | None) -> Model:
-        node = self.node if _is_read(self.node) else Scan(table_source(table))
+        node = self.node if isinstance(self.node, Scan) else Scan(table_source(table))
         return Model._of(self, node, prep, table)
 
     def _step(self, names: Mapping[str, str] | None, nulls: Any, batch_rows: int) -> Predict:
@@ -240,7 +240,7 @@ class Model:
     def _values(self, session: Session | None) -> tuple[pa.Table, FittedPrep | None]:
         """The model's table, and its preparation with its values; what isn't known is computed in one run."""
         nodes: dict[str, Node] = {} if self._table is not None else {"model": self.node}
-        if self.prep is not None and not all(map(_is_table, self.prep._fitted.states)):
+        if self.prep is not None and any(_table_of(state) is None for state in self.prep._fitted.states):
             nodes |= {f"state{i}": node for i, node in enumerate(self.prep._fitted.states)}
         if nodes:
             with session_or_current(session).run(nodes, "model") as result:
@@ -335,20 +335,18 @@ def load_model(
 
 
 def _features(record: Mapping[str, Any]) -> Features:
-    return Features(**{name: tuple(v) if isinstance(v, list) else v for name, v in record.items()})
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}
+    return Features(**values)
 
 
 def _tables(prep: FittedPrep) -> tuple[pa.Table, ...]:
     """The states of a preparation that has its values."""
-    return tuple(state.source.table for state in prep._fitted.states)
+    return tuple(table for state in prep._fitted.states if (table := _table_of(state)) is not None)
 
 
-def _is_table(node: Node) -> bool:
-    return _is_read(node) and getattr(node.source, "kind", "") == "table"
-
-
-def _is_read(node: Node) -> bool:
-    return isinstance(node, Scan)
+def _table_of(node: Node) -> pa.Table | None:
+    """The table that a node scans, if it is one in memory."""
+    return node.source.table if isinstance(node, Scan) and isinstance(node.source, TableSource) else None
 
 
 def _batch(rows: Any, features: Features) -> pa.Table:

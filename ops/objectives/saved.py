@@ -15,6 +15,8 @@ from .. import pickling
 from .objective import Objective
 
 _HOME = __name__.rpartition(".")[0]
+#: arguments whose name is a method's, so that the attribute has another
+_ELSEWHERE = {"init": "initial"}
 
 
 def describe_objective(objective: Objective) -> tuple[dict[str, Any], bytes | None]:
@@ -89,7 +91,9 @@ def _arguments(objective: Objective) -> dict[str, Any]:
     """The arguments it was made with, as far as its attributes of these names tell."""
     parameters = inspect.signature(type(objective)).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return {name: _encode(getattr(objective, name)) for name in names if hasattr(objective, name)}
+    held = vars(objective)
+    kept = {name: name if name in held else _ELSEWHERE.get(name, name) for name in names}
+    return {name: _encode(held[attribute]) for name, attribute in kept.items() if attribute in held}
 
 
 def _encode(value: Any) -> Any:

@@ -255,7 +255,7 @@ def _binary(values: Sequence[Any]) -> pa.Array:
 
 def _bytes(array: np.ndarray) -> memoryview:
     """A contiguous array's bytes; no copy."""
-    return memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
+    return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:

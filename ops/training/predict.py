@@ -70,8 +70,11 @@ class Predict:
     names: tuple[tuple[str, str], ...] = ()
     nulls: Literal["error", "null"] = "error"
     batch_rows: int = BLOCK_ROWS
+    #: the columns it reads
+    columns: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", self.features.required)
         if self.nulls not in NULLS:
             raise ParameterError(f"predict(nulls={self.nulls!r}): {did_you_mean(str(self.nulls), NULLS)}")
         predicted = [f.name for f in self.objective.output(None)]
@@ -83,11 +86,6 @@ class Predict:
                 )
 
     # -- the TransformStep protocol --------------------------------------------------------------------
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns it reads."""
-        return self.features.required
 
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         """Return the schema after the step, or raise what is wrong with its columns."""

@@ -25,8 +25,16 @@ from headwater.errors import (
     TypeMismatchError,
     UserFunctionError,
 )
+from headwater.lineage.keys import canonical
+from headwater.ops.objectives.als import ALS
+from headwater.ops.objectives.factorization import FactorizationMachine
+from headwater.ops.objectives.gmm import GaussianMixture
+from headwater.ops.objectives.kmeans import KMeans
 from headwater.ops.objectives.linear import LinearRegression, LogisticRegression, SoftmaxRegression
+from headwater.ops.objectives.mlp import MLP
 from headwater.ops.objectives.objective import Objective
+from headwater.ops.objectives.pca import PCA
+from headwater.ops.objectives.saved import describe_objective, restore_objective
 from headwater.ops.scan import Scan
 from headwater.ops.training.features import Features
 from headwater.ops.training.model_table import encode_model
@@ -383,6 +391,28 @@ def test_large_models_are_read_by_the_workers(session, tmp_path, monkeypatch):
     ds = hw.from_arrow({"a": [1.0]}).predict(loaded)
     assert ds.compute(session).column("prediction").to_pylist() == [2.0]
     assert loaded.compute().predict_batch({"a": 3.0}).column("prediction").to_pylist() == [6.0]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        LogisticRegression(l2=0.5, fit_intercept=False),
+        SoftmaxRegression(4),
+        MLP((8, 4), task="binary", dropout=0.1),
+        FactorizationMachine(4),
+        KMeans(2, init=np.array([[1.0, 0.1], [2.0, np.pi]])),
+        GaussianMixture(3),
+        PCA(0.5, whiten=True),
+        ALS("user", "item", rank=3),
+    ],
+    ids=lambda objective: objective.label,
+)
+def test_own_objectives_are_saved_by_name_and_arguments(objective):
+    record, pickled = describe_objective(objective)
+    assert pickled is None
+    back = restore_objective(json.loads(json.dumps(record)))
+    assert type(back) is type(objective)
+    assert canonical(back.parameters()) == canonical(objective.parameters())
 
 
 def test_a_users_objective_is_loaded_only_if_trusted(session, tmp_path):
