@@ -360,6 +360,9 @@ def _fault(action: str, metavar: str, help: str) -> Any:
 @click.option(
     "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers of a node."
 )
+@click.option(
+    "--steps", type=click.IntRange(0), default=0, help="Of a training in the pipeline, to draw moments from."
+)
 @click.option("--no-replace", is_flag=True, help="Put no fresh nodes in the place of dead ones.")
 @click.option("--keep", type=click.Path(file_okay=False), metavar="DIR", help="Keep logs and journals here.")
 @click.option("--json", "out", type=click.Path(dir_okay=False), metavar="OUT", help="Write all figures.")
@@ -370,8 +373,8 @@ def chaos(file: str, params: tuple[str, ...], **options: Any) -> int:
     Runs the pipeline on a cluster of its own, on this machine: clean, then under faults. Exits with 1 if a
     digest, a row or a byte of a file differs, if more was made again than had to be, or if a process or a file
     is left. WHEN is a share of the partitions done (50%), a time (2s), or a phase that a process has reached:
-    scan, map, shuffle-write, shuffle-read, reduce, sink, between-stages. Without faults, each run draws one
-    to three by its seed.
+    scan, map, shuffle-write, shuffle-read, reduce, sink, between-stages; or, as train-step:17, a step of a
+    training. Without faults, each run draws one to three by its seed.
     """
     from .chaos.command import chaos_command
 

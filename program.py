@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from .errors import ParameterError, TypeMismatchError, did_you_mean
+from .model import Model
 from .pipeline import Dataset
 
 
@@ -110,6 +111,10 @@ class Pipeline:
         return self._outputs(self.function(**arguments))
 
     def _outputs(self, returned: Any) -> dict[str, Dataset]:
+        if isinstance(returned, Model):
+            returned = {"model": returned}
+        if isinstance(returned, Mapping):
+            returned = {n: Dataset(v.node) if isinstance(v, Model) else v for n, v in returned.items()}
         if isinstance(returned, Dataset):
             return {"result": returned}
         if isinstance(returned, Mapping) and returned:
@@ -130,7 +135,7 @@ def pipeline(function: Callable[..., Any] | None = None) -> Any:
     """Mark a function as a pipeline, for ``headwater run`` and `Session.run`; with or without parentheses.
 
     Args:
-        function: takes typed parameters and returns a Dataset, or a dict of output name to Dataset.
+        function: takes typed parameters and returns a Dataset or Model, or a dict of output name to these.
 
     Returns:
         A callable `Pipeline`.

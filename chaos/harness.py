@@ -29,6 +29,7 @@ class ChaosPlan:
         workers: processes of each node.
         replace: whether dead nodes are replaced by fresh ones.
         limit: seconds that a run may take.
+        steps: of a training in the pipeline, to draw moments from.
     """
 
     file: str
@@ -40,10 +41,11 @@ class ChaosPlan:
     workers: int = 1
     replace: bool = True
     limit: float = LIMIT_SECONDS
+    steps: int = 0
 
     def faults_of(self, seed: int) -> list[Fault]:
         """The faults of the run with that seed."""
-        return list(self.faults) or random_schedule(seed, self.nodes)
+        return list(self.faults) or random_schedule(seed, self.nodes, steps=self.steps)
 
     def repeat(self, seed: int) -> str:
         """The command that repeats one run alone."""
@@ -54,6 +56,8 @@ class ChaosPlan:
             options["workers"] = self.workers
         if not self.replace:
             options["no-replace"] = True
+        if self.steps:
+            options["steps"] = self.steps
         return repeat_text(self.file, self.params, self.faults, seed, options)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import ParameterError, did_you_mean
-from ..runtime.fault_points import PHASES
+from ..runtime.fault_points import PHASES, TRAIN_STEP
 
 #: what can be done, and to whom
 ACTIONS: Mapping[str, tuple[str, ...]] = {
@@ -25,6 +25,7 @@ COSTLY = (("kill", "node"), ("hang", "node"), ("hang", "worker"), ("fill", "node
 _SLOWEST = 100.0
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)s")
+_STEP = re.compile(rf"{TRAIN_STEP}:\d+")
 _FACTOR = re.compile(r"(\d+(?:\.\d+)?)x")
 
 
@@ -35,7 +36,8 @@ class Moment:
     Attributes:
         share: of the run's partitions that are done, 0 to 1.
         seconds: since the run began.
-        phase: that a process has just reached, one of `PHASES`; it waits there until the fault has happened.
+        phase: that a process has just reached, one of `PHASES` or a step of a training as "train-step:17"; it waits
+            there until the fault has happened.
     """
 
     share: float | None = None
@@ -101,13 +103,16 @@ def parse_fault(action: str, text: str) -> Fault:
     return Fault(action, target, _moment(when, option), _factor(factor, option) if colon else 1.0)
 
 
-def random_schedule(seed: int, nodes: int, kinds: Sequence[tuple[str, str]] | None = None) -> list[Fault]:
+def random_schedule(
+    seed: int, nodes: int, kinds: Sequence[tuple[str, str]] | None = None, steps: int = 0
+) -> list[Fault]:
     """Draw one to three faults, of any kind at any moment, that leave at least one node to go on with.
 
     Args:
         seed: of the run; the same seed draws the same faults.
         nodes: how many nodes the cluster has.
         kinds: pairs of action and target to draw from; None is all.
+        steps: of a training in the pipeline; most moments are then drawn from them.
 
     Returns:
         The faults.
@@ -131,8 +136,8 @@ def random_schedule(seed: int, nodes: int, kinds: Sequence[tuple[str, str]] | No
                 continue
             costly += 1
         factor = float(draw.choice((2, 5, 10))) if action == "slow" else 1.0
-        faults.append(Fault(action, target, _random_moment(draw), factor))
-    return faults or [Fault("kill", "worker", _random_moment(draw))]
+        faults.append(Fault(action, target, _random_moment(draw, steps), factor))
+    return faults or [Fault("kill", "worker", _random_moment(draw, steps))]
 
 
 def seed_of_run(seed: int, run: int) -> int:
@@ -156,7 +161,7 @@ def victim_order(seed: int, count: int) -> list[int]:
 
 
 def _moment(text: str, option: str) -> Moment:
-    if text in PHASES:
+    if text in PHASES or _STEP.fullmatch(text):
         return Moment(phase=text)
     if match := _PERCENT.fullmatch(text):
         if float(match[1]) <= 100:
@@ -164,7 +169,8 @@ def _moment(text: str, option: str) -> Moment:
     elif match := _SECONDS.fullmatch(text):
         return Moment(seconds=float(match[1]))
     raise ParameterError(
-        f"{option}: {text!r} is no moment. Write a share as 50%, a time as 2s, or a phase: {', '.join(PHASES)}."
+        f"{option}: {text!r} is no moment. Write a share as 50%, a time as 2s, or a phase: "
+        f"{', '.join(PHASES)}, {TRAIN_STEP}:17."
     )
 
 
@@ -175,7 +181,9 @@ def _factor(text: str, option: str) -> float:
     return float(match[1])
 
 
-def _random_moment(draw: random.Random) -> Moment:
+def _random_moment(draw: random.Random, steps: int) -> Moment:
+    if steps and draw.random() < 0.8:
+        return Moment(phase=f"{TRAIN_STEP}:{draw.randrange(steps)}")
     if draw.random() < 0.5:
         return Moment(phase=draw.choice(PHASES))
     return Moment(share=draw.randint(0, 95) / 100)

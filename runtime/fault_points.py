@@ -24,6 +24,9 @@ VARIABLE = "HEADWATER_FAULTS"
 #: moments in the life of a run, in the order of a task; "between-stages" is the driver's, the rest are the workers'
 PHASES = ("scan", "map", "shuffle-write", "shuffle-read", "reduce", "sink", "between-stages")
 
+#: each step of a training, on each member, as "train-step:17"; not among those that every pipeline has
+TRAIN_STEP = "train-step"
+
 _FOLDER = os.environ.get(VARIABLE)
 _POLL_SECONDS = 0.005
 #: a token that nobody removes holds a process no longer than this
@@ -34,7 +37,7 @@ def reach(phase: str) -> None:
     """Say that a phase is reached, and wait if somebody has planned a fault for it.
 
     Args:
-        phase: one of `PHASES`.
+        phase: one of `PHASES`, or a step of a training.
     """
     if _FOLDER is not None:
         _stop_at(Path(_FOLDER), phase)

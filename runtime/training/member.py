@@ -21,6 +21,7 @@ from ...ops.training.sampling import Order, shard_shares
 from ..collectives.endpoint import Endpoint
 from ..collectives.errors import GroupBrokenError
 from ..collectives.group import Group, form
+from ..fault_points import TRAIN_STEP, reach
 from ..nodes.node_store import NodeStore
 from ..workers.fetch import Fetcher
 from .job import Fence, Orders, PrepareOrders, ShardSummary, TrainJob
@@ -153,6 +154,7 @@ class Member:
         self.stepped = time.monotonic()
         while not (finished := program.finished(self.state)):
             parts, names, shapes = self._statistics(own, pool)
+            reach(f"{TRAIN_STEP}:{self.step}")
             sums, notes = self._group.all_reduce(parts, self.note())
             total = {
                 name: array.reshape(shape) for name, array, shape in zip(names, _on_device(sums), shapes)
