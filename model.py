@@ -96,7 +96,7 @@ class Model:
             raise TypeMismatchError(f"predict() takes a Dataset, not {type(dataset).__name__}.")
         step = self._step(names, nulls, batch_rows)
         try:
-            return type(dataset)(Transform(node, self.node, step))
+            return type(dataset)(Transform(node, self.node, step))  # type: ignore[arg-type]  # frozen
         except (ColumnNotFoundError, TypeMismatchError) as error:
             if self.prep is None:
                 raise
@@ -341,7 +341,12 @@ def _features(record: Mapping[str, Any]) -> Features:
 
 def _tables(prep: FittedPrep) -> tuple[pa.Table, ...]:
     """The states of a preparation that has its values."""
-    return tuple(table for state in prep._fitted.states if (table := _table_of(state)) is not None)
+    tables = tuple(table for state in prep._fitted.states if (table := _table_of(state)) is not None)
+    if len(tables) < len(prep._fitted.states):
+        raise ParameterError(
+            "predict_batch() needs the values of the model's preparation: write model = model.compute(session)."
+        )
+    return tables
 
 
 def _table_of(node: Node) -> pa.Table | None:

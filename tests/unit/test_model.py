@@ -331,6 +331,9 @@ def prepared(session):
 def test_rows_are_prepared_before_they_are_served(session):
     prep, model = prepared(session)
     model = Model(model.objective, model.features, model.node, prep)
+    model.params(session)
+    with pytest.raises(ParameterError, match=r"model\.compute"):
+        model.predict_batch({"a": [1.0], "c": ["u"]})
     served = model.compute(session)
     batch = served.predict_batch({"a": [1.0, 4.0], "c": ["u", "v"]})
     assert batch.column("prediction").to_pylist() == [0.5, 12.0]
