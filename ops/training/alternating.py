@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from ...errors import HeadwaterError
 from ..backend import Array, array_namespace, to_host
 from ..objectives.direct import on_host
-from .program import Batch, DataInfo, Shard, State
+from .program import BLOCK_ROWS, Batch, DataInfo, Shard, State
 from .sampling import generator
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 STEP_BYTES = 32 << 20
 #: normal equations that are solved at once
 _SOLVED = 8192
+#: blocks of ratings that are sorted together
+_SORTED_BLOCKS = 32
 _OTHER = {"users": "items", "items": "users"}
 #: purpose of random streams
 _FACTORS = 5
@@ -157,27 +159,40 @@ class AlternatingLeastSquares:
         rank, products = objective.rank, len(self.pairs[0])
         equations, loss = xp.zeros((high - low, products + rank + 1)), 0.0
         factors, replaced = xp.asarray(state[_OTHER[side]]), xp.asarray(state[side])
-        left, right = (xp.asarray(index) for index in self.pairs)
-        for batch in shard.blocks():
-            numbers = batch[own].astype(xp.int64)
-            chosen = xp.flatnonzero((numbers >= low) & (numbers < high))
-            if not len(chosen):
-                continue
-            order = chosen[xp.argsort(numbers[chosen], kind="stable")]
-            numbers = numbers[order]
-            factor = factors[batch[other][order]]
-            wanted, weight, counted = (part[order] for part in self._targets(batch, xp))
-            rows = xp.empty((len(order), products + rank + 1))
-            square = weight - counted if objective.implicit else weight
-            xp.multiply(factor[:, left], factor[:, right], out=rows[:, :products])
-            rows[:, :products] *= square[:, None]
+        for numbers, others, targets in self._sorted(shard, own, other, low, high):
+            factor = factors[others]
+            wanted, weight, counted = targets
+            rows = xp.empty((len(numbers), products + rank + 1))
+            weighted = factor * (weight - counted if objective.implicit else weight)[:, None]
+            place = 0
+            for i in range(rank):  # the upper triangle of the outer product
+                xp.multiply(factor[:, i : i + 1], weighted[:, i:], out=rows[:, place : place + rank - i])
+                place += rank - i
             xp.multiply(factor, (weight * wanted)[:, None], out=rows[:, products:-1])
-            rows[:, -1] = counted if not objective.implicit else wanted * counted
+            rows[:, -1] = wanted * counted if objective.implicit else counted
             places, sums = _by_number(numbers - low, rows, xp)
             equations[places] += sums
             if side == "users" and state["iteration"]:
                 loss += float(self._loss(replaced[numbers], factor, wanted, weight, counted, xp))
         return {"equations": to_host(equations), "loss": np.array([loss])}
+
+    def _sorted(
+        self, shard: Shard, own: str, other: str, low: int, high: int
+    ) -> Iterator[tuple[Array, Array, list[Array]]]:
+        """Give a shard's ratings of users (or items) from ``low`` to ``high``, sorted by them within many blocks, so
+        that sums have many rows each: their numbers, those of the other side, and the targets."""
+        xp = array_namespace()
+        held: list[list[Array]] = []
+        for batch in shard.blocks():
+            numbers = batch[own]
+            chosen = xp.flatnonzero((numbers >= low) & (numbers < high))
+            columns = (numbers, batch[other], *self._targets(batch, xp))
+            held.append([column[chosen] for column in columns])
+            if len(held) == _SORTED_BLOCKS:
+                yield from _in_order(held, xp)
+                held = []
+        if held:
+            yield from _in_order(held, xp)
 
     def _after_equations(self, state: State, equations: np.ndarray, loss: float) -> State:
         side, low = state["phase"], state["from"]
@@ -253,3 +268,13 @@ def _by_number(numbers: Array, rows: Array, xp: ModuleType) -> tuple[Array, Arra
     total = xp.concatenate([xp.zeros((1, rows.shape[1])), xp.cumsum(rows, axis=0)])
     ends = xp.concatenate([starts[1:], xp.asarray([len(numbers)])])
     return numbers[starts], total[ends] - total[starts]
+
+
+def _in_order(held: list[list[Array]], xp: ModuleType) -> Iterator[tuple[Array, Array, list[Array]]]:
+    """Give the rows of blocks sorted by their first column, a block's number of rows at a time."""
+    columns = [xp.concatenate(parts) for parts in zip(*held)]
+    order = xp.argsort(columns[0], kind="stable")
+    for start in range(0, len(order), BLOCK_ROWS):
+        rows = order[start : start + BLOCK_ROWS]
+        mine, others, *targets = (column[rows] for column in columns)
+        yield mine.astype(xp.int64), others, targets
