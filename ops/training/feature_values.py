@@ -58,8 +58,8 @@ def column_values(
             row, place = divmod(_first(items.is_null()), width)
             raise missing.error(row, "is null", place)
         values = _numbers(items).reshape(len(chunk), width)
-    if not allow_nan and (place := _first_nan(values)) is not None:
-        raise missing.error(place[0], "is NaN", *place[1:])
+    if not allow_nan and (hole := _first_nan(values)) is not None:
+        raise missing.error(hole[0], "is NaN", *hole[1:])
     return values
 
 

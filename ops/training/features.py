@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import ParameterError, SchemaMismatchError, TypeMismatchError, column_not_found, did_you_mean
+from .aligned import aligned_array, aligned_empty
 from .feature_values import column_values, is_number, is_vector
 
 #: (shape of a row, dtype) of each array of a batch
@@ -196,8 +197,9 @@ class Features:
             first_row: number of the first row, for errors.
 
         Returns:
-            By name, C-contiguous: ``x`` (rows, d), ``y`` and ``weight`` (rows,); or an array a column. A vector
-            column of unknown width, in a table without rows, has width 0.
+            By name: ``x`` (rows, d), ``y`` and ``weight`` (rows,); or an array a column. They are contiguous and
+            aligned, and read-only where nothing had to be copied. A vector column of unknown width, in a table
+            without rows, has width 0.
 
         Raises:
             HeadwaterError: a null, NaN, vector of another length or negative weight; it names column and row.
@@ -212,11 +214,10 @@ class Features:
         else:
             for name in self.columns:
                 values = self._values(table, name, found, first_row)
-                arrays[name] = np.ascontiguousarray(values, self._own_dtype(schema.field(name).type))
+                arrays[name] = aligned_array(values, self._own_dtype(schema.field(name).type))
         for key, column in (("y", self.target), ("weight", self.weight)):
             if column is not None:
-                arrays[key] = np.empty(rows, self.dtype)
-                arrays[key][:] = self._values(table, column, found, first_row)
+                arrays[key] = aligned_array(self._values(table, column, found, first_row), self.dtype)
         if self.weight is not None and rows and float(arrays["weight"].min()) < 0:
             row = int(np.argmax(arrays["weight"] < 0))
             raise ParameterError(
@@ -250,7 +251,9 @@ class Features:
             width = values.shape[1] if values.ndim == 2 else 1
             parts.append((slice(start, start + width) if values.ndim == 2 else start, values))
             start += width
-        x = np.empty((table.num_rows, start), self.dtype)
+        if len(parts) == 1 and isinstance(parts[0][0], slice):
+            return aligned_array(parts[0][1], self.dtype)
+        x = aligned_empty((table.num_rows, start), self.dtype)
         for first in range(0, table.num_rows, _TURNED_ROWS):
             block, last = x[first : first + _TURNED_ROWS], first + _TURNED_ROWS
             for place, values in parts:

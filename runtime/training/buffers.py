@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ...ops.backend import array_namespace
+from ...ops.training.aligned import ALIGNMENT, aligned_empty
 from ...ops.training.program import Batch
-
-#: bytes that arrays are aligned to: a cache line, and the widest vector register
-ALIGNMENT = 64
 
 
 def aligned(size: int) -> int:
@@ -24,40 +22,27 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return a new array on the host whose first element is aligned, so that sums don't depend on where it lies.
+def empty(shape: tuple[int, ...], dtype: Any, xp: ModuleType = np) -> np.ndarray:
+    """Return a new aligned array on the host; for CuPy it is pinned, so that it copies fast to the device."""
+    if xp is np or 0 in shape:
+        return aligned_empty(shape, dtype)
+    import cupyx
 
-    Under CuPy it is pinned: the device copies from it by itself.
-    """
-    if array_namespace() is not np:
-        import cupyx
-
-        return cupyx.empty_pinned(shape, dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    raw = np.empty(size + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size].view(dtype).reshape(shape)
+    return cupyx.empty_pinned(shape, dtype)
 
 
-def copied(array: np.ndarray) -> np.ndarray:
-    """Copy an array into a new one made by `empty`."""
-    copy = empty(array.shape, array.dtype)
-    np.copyto(copy, array)
-    return copy
-
-
-def to_device(arrays: Mapping[str, np.ndarray]) -> Batch:
-    """Give arrays of the host as arrays of the namespace in use; with NumPy they are the same.
+def to_device(arrays: Mapping[str, np.ndarray], xp: ModuleType) -> Batch:
+    """Give arrays of the host as arrays of a namespace; NumPy's stay what they are.
 
     Under CuPy the copy is done when this returns, so that pinned memory may be used again.
     """
-    xp = array_namespace()
     if xp is np:
         return arrays
     # The stream that kernels run on: memory that a kernel still reads is then never handed out for a copy.
     moved = {}
     for name, array in arrays.items():
         moved[name] = xp.empty(array.shape, array.dtype)
-        moved[name].set(np.ascontiguousarray(array))
+        if array.size:
+            moved[name].set(np.ascontiguousarray(array))
     xp.cuda.get_current_stream().synchronize()
     return moved

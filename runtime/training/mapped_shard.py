@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...ops.backend import array_namespace
 from ...ops.training.program import BLOCK_ROWS, Batch, Shard, shard_rng
 from ...ops.training.sampling import Order
 from .buffers import to_device
@@ -43,12 +44,14 @@ class MappedShard:
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Return its rows of a global batch, drawn without replacement within an epoch."""
-        return to_device(self.file.take(self.order.batch(epoch, step)))
+        xp = array_namespace()
+        return to_device(self.file.take(self.order.batch(epoch, step), xp), xp)
 
     def blocks(self) -> Iterator[Batch]:
         """Give all of its rows in order, `BLOCK_ROWS` at a time."""
+        xp = array_namespace()
         for start in range(0, self.rows, BLOCK_ROWS):
-            yield to_device(self.file.slice(start, start + BLOCK_ROWS))
+            yield to_device(self.file.slice(start, start + BLOCK_ROWS), xp)
 
     def rng(self, *purpose: int) -> np.random.Generator:
         """Return random numbers keyed by the seed, the shard's index and a purpose."""

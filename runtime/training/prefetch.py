@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextvars import copy_context
@@ -10,6 +11,10 @@ from contextvars import copy_context
 import numpy as np
 
 from ...ops.training.program import Batch, Shard
+from .streamed_shard import StreamedShard
+
+#: batches that are drawn ahead before one is drawn by the asking thread again, to see how long that takes
+_MEASURED_EVERY = 256
 
 
 class Prefetcher:
@@ -19,10 +24,12 @@ class Prefetcher:
 
     Args:
         depth: batches to draw ahead of each shard.
+        least_seconds: what is drawn sooner is drawn when it is asked for; handing it over from thread to
+            thread would take longer.
     """
 
-    def __init__(self, depth: int = 2):
-        self.depth = depth
+    def __init__(self, depth: int = 2, least_seconds: float = 0.0005):
+        self.depth, self.least_seconds = depth, least_seconds
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="headwater-prefetch")
         self._lock = threading.Lock()
         self._closed = False
@@ -60,6 +67,9 @@ class PrefetchedShard:
     def __init__(self, shard: Shard, prefetcher: Prefetcher, steps_per_epoch: int):
         self.shard, self._prefetcher, self._steps = shard, prefetcher, max(1, steps_per_epoch)
         self._drawn: dict[tuple[int, int], Future[Batch]] = {}
+        #: batches to come that are drawn ahead, until it is measured again whether that is worth it
+        self._ahead = 0
+        self._was_slow = False
 
     @property
     def index(self) -> int:
@@ -81,7 +91,9 @@ class PrefetchedShard:
         """Return its rows of a global batch. What went wrong while it was drawn is raised here."""
         mine = self._drawn.pop((epoch, step), None)
         if mine is None:
+            started = time.perf_counter()
             batch = self.shard.batch(epoch, step)  # first, so that a pass over streamed rows begins with it
+            self._learn(time.perf_counter() - started)
             self._draw_ahead(epoch, step)
             return batch
         self._draw_ahead(epoch, step)
@@ -98,9 +110,20 @@ class PrefetchedShard:
         """Return random numbers keyed by the seed, the shard's index and a purpose."""
         return self.shard.rng(*purpose)
 
+    def _learn(self, seconds: float) -> None:
+        """Draw ahead from now on if two draws in a row were slow; one alone may have made an epoch's order."""
+        slow = seconds >= self._prefetcher.least_seconds
+        if isinstance(self.shard, StreamedShard) or (
+            slow and (self._was_slow or not self._prefetcher.least_seconds)
+        ):
+            self._ahead = _MEASURED_EVERY
+        self._was_slow = slow
+
     def _draw_ahead(self, epoch: int, step: int) -> None:
         coming = []
-        for _ in range(self._prefetcher.depth):
+        depth = min(self._prefetcher.depth, self._ahead)
+        self._ahead = max(0, self._ahead - 1)
+        for _ in range(depth):
             step += 1
             if step >= self._steps:
                 epoch, step = epoch + 1, 0

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
 
+from ...ops.backend import array_namespace
 from ...ops.training.features import Features
 from ...ops.training.program import BLOCK_ROWS, Batch, Shard, shard_rng
 from ...ops.training.sampling import Order
-from .buffers import copied, empty, to_device
+from .buffers import empty, to_device
 from .shard_file import ShardFile, row_bytes
 
 #: bytes of batches that one pass gathers
@@ -58,21 +60,24 @@ class StreamedShard:
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Return its rows of a global batch, drawn without replacement within an epoch."""
-        count = len(self.order.batch(epoch, step))
+        xp, count = array_namespace(), len(self.order.batch(epoch, step))
         with self._lock:
             known, first, last = self._span
             if count and (epoch != known or not first <= step < last):
                 self._gather(epoch, step)
                 first = step
             start = (step - first) * self.order.share
-            batch = {name: copied(array[start : start + count]) for name, array in self._gathered.items()}
-        return to_device(batch)
+            batch = self._room(count, xp)
+            for name, array in batch.items():
+                array[...] = self._gathered[name][start : start + count]
+        return to_device(batch, xp)
 
     def blocks(self) -> Iterator[Batch]:
         """Give all of its rows in order, `BLOCK_ROWS` at a time."""
+        xp = array_namespace()
         for start in range(0, self.cached.rows, BLOCK_ROWS):
-            yield to_device(self.cached.slice(start, start + BLOCK_ROWS))
-        held, block = 0, self._room(BLOCK_ROWS)
+            yield to_device(self.cached.slice(start, start + BLOCK_ROWS), xp)
+        held, block = 0, self._room(BLOCK_ROWS, xp)
         for _, arrays in self._pass():
             size = len(next(iter(arrays.values())))
             done = 0
@@ -82,10 +87,10 @@ class StreamedShard:
                     block[name][held : held + count] = array[done : done + count]
                 held, done = held + count, done + count
                 if held == BLOCK_ROWS:
-                    yield to_device(block)
-                    held, block = 0, self._room(BLOCK_ROWS)
+                    yield to_device(block, xp)
+                    held, block = 0, self._room(BLOCK_ROWS, xp)
         if held:
-            yield to_device({name: array[:held] for name, array in block.items()})
+            yield to_device({name: array[:held] for name, array in block.items()}, xp)
 
     def rng(self, *purpose: int) -> np.random.Generator:
         """Return random numbers keyed by the seed, the shard's index and a purpose."""
@@ -93,7 +98,7 @@ class StreamedShard:
 
     def _gather(self, epoch: int, step: int) -> None:
         """Bring the rows of some steps into memory, in the order of the steps."""
-        last = step + self._steps_ahead
+        last = min(step + self._steps_ahead, -(-self.rows // self.order.share))
         wanted = np.concatenate([self.order.batch(epoch, s) for s in range(step, last)])
         places = np.argsort(wanted)
         ascending = wanted[places]
@@ -120,5 +125,5 @@ class StreamedShard:
                 yield row, self._features.to_arrays(part, self.cached.widths, self.first_row + row)
                 row += part.num_rows
 
-    def _room(self, rows: int) -> dict[str, np.ndarray]:
-        return {name: empty((rows, *shape), dtype) for name, (shape, dtype) in self.cached.layout.items()}
+    def _room(self, rows: int, xp: ModuleType = np) -> dict[str, np.ndarray]:
+        return {name: empty((rows, *shape), dtype, xp) for name, (shape, dtype) in self.cached.layout.items()}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -298,14 +301,18 @@ def test_a_writer_wants_all_rows_and_no_more(tmp_path: Path) -> None:
         plan_shards([], np.array([0, 10]))
 
 
-def test_batches_drawn_ahead_are_the_same_also_after_a_step_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("least", [0.0, 60.0], ids=["ahead", "when asked for"])
+@pytest.mark.parametrize("cache", [1.0, 0.0])
+def test_batches_drawn_ahead_are_the_same_also_after_a_step_back(
+    tmp_path: Path, cache: float, least: float
+) -> None:
     store, table = NodeStore(tmp_path), rows(330)
-    plain = opened(source_of(store), write_blocks(store, table, [330]), 3)
+    plain = opened(source_of(store), write_blocks(store, table, [330]), 3, cache)
     steps = -(-330 // BATCH)
     walk = (
         [(0, s) for s in range(steps)] + [(1, s) for s in range(3)] + [(0, 5), (0, 6), (1, 0), (4, 2), (4, 3)]
     )
-    with Prefetcher() as prefetcher:
+    with Prefetcher(least_seconds=least) as prefetcher:
         ahead = [PrefetchedShard(shard, prefetcher, steps) for shard in plain]
         for epoch, step in walk:
             for shard, other in zip(ahead, plain):
@@ -336,7 +343,7 @@ def test_the_next_batches_are_drawn_while_nobody_waits_and_errors_come_with_thei
     plain = opened(source_of(store), write_blocks(store, rows(500), [500]), 1)[0]
     assert isinstance(plain, MappedShard)
     drawn.clear()
-    with Prefetcher(depth=2) as prefetcher:
+    with Prefetcher(depth=2, least_seconds=0) as prefetcher:
         shard = PrefetchedShard(_Watched(plain.file, plain.order), prefetcher, 10)
         shard.batch(0, 0)
         for _ in range(3):
@@ -350,6 +357,19 @@ def test_the_next_batches_are_drawn_while_nobody_waits_and_errors_come_with_thei
             shard.batch(0, 3)
         assert_equal(shard.batch(0, 4), plain.batch(0, 4))
     assert not [t for t in threading.enumerate() if t.name.startswith("headwater-prefetch")]
+
+
+def test_a_killed_writers_draft_is_cleaned_away(tmp_path: Path) -> None:
+    store = NodeStore(tmp_path)
+    store.open_run("r1")
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    with store.create_shard("r1", "x") as file:
+        left = file.draft.with_name(file.draft.name.replace(f".{os.getpid()}-", f".{process.pid}-"))
+        left.write_bytes(b"half a shard")
+        store.purge_orphans()
+        assert file.draft.exists()
+        assert not left.exists()
 
 
 def test_parts_of_plans_are_cut_where_they_should_be() -> None:
