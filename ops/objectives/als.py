@@ -104,9 +104,9 @@ class ALS(Objective):
         """Return alternating least squares.
 
         Raises:
-            ParameterError: an optimizer was given.
+            ParameterError: an optimizer, epochs, steps or early stopping were given.
         """
         from ..training.alternating import AlternatingLeastSquares
 
-        refuse_optimizer("ALS", settings.optimizer)
+        refuse_optimizer("ALS", settings)
         return AlternatingLeastSquares(self)

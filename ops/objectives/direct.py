@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...errors import HeadwaterError, ParameterError
 from ..backend import Array, to_host
 
+if TYPE_CHECKING:
+    from ..training.program import Settings
 
-def refuse_optimizer(label: str, optimizer: Any) -> None:
-    """Raise if an optimizer was given to an objective that is fitted without one.
+
+def refuse_optimizer(label: str, settings: Settings) -> None:
+    """Raise if settings were given that only training by minibatches takes, to an algorithm that has none.
 
     Raises:
-        ParameterError: there is one.
+        ParameterError: there is an optimizer, a number of epochs or steps, or early stopping.
     """
-    if optimizer is not None:
-        name = getattr(optimizer, "name", type(optimizer).__name__)
+    if settings.optimizer is not None:
+        name = getattr(settings.optimizer, "name", type(settings.optimizer).__name__)
         raise ParameterError(
             f"{label} has an algorithm of its own, and got the optimizer {name}. Leave optimizer= out."
         )
+    refuse_epochs(label, settings)
+
+
+def refuse_epochs(label: str, settings: Settings) -> None:
+    """Raise if an algorithm that ends by itself was told when to stop.
+
+    Raises:
+        ParameterError: there is a number of epochs or steps, or early stopping.
+    """
+    for name in ("epochs", "steps", "early_stopping"):
+        if (value := getattr(settings, name)) is not None:
+            raise ParameterError(
+                f"{label} takes all rows at each step and ends by itself, and got {name}={value!r}. Leave it out; "
+                "the algorithm's own limit is among its arguments."
+            )
 
 
 def whole(label: str, name: str, value: Any, low: int) -> int:

@@ -92,11 +92,11 @@ class GaussianMixture(Objective):
         """Return expectation maximization.
 
         Raises:
-            ParameterError: an optimizer was given.
+            ParameterError: an optimizer, epochs, steps or early stopping were given.
         """
         from ..training.expectation import ExpectationMaximization
 
-        refuse_optimizer("GaussianMixture", settings.optimizer)
+        refuse_optimizer("GaussianMixture", settings)
         return ExpectationMaximization(self)
 
     def _given(self, init: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -101,9 +101,9 @@ class KMeans(Objective):
         """Return Lloyd's algorithm.
 
         Raises:
-            ParameterError: an optimizer was given.
+            ParameterError: an optimizer, epochs, steps or early stopping were given.
         """
         from ..training.lloyd import Lloyd
 
-        refuse_optimizer("KMeans", settings.optimizer)
+        refuse_optimizer("KMeans", settings)
         return Lloyd(self)

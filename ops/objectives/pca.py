@@ -80,9 +80,9 @@ class PCA(Objective):
         """Return the two passes.
 
         Raises:
-            ParameterError: an optimizer was given.
+            ParameterError: an optimizer, epochs, steps or early stopping were given.
         """
-        refuse_optimizer("PCA", settings.optimizer)
+        refuse_optimizer("PCA", settings)
         return Covariance(self)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
-from ..objectives.direct import on_host
+from ..objectives.direct import on_host, refuse_epochs
 from ..objectives.objective import Objective
 from .full_batch import FullBatch, params_of
 from .line_search import DECREASE, LineSearch, Point
@@ -34,6 +34,7 @@ class Lbfgs:
     """
 
     def __init__(self, objective: Objective, settings: Settings):
+        refuse_epochs("lbfgs", settings)
         self.batch = FullBatch(objective, "lbfgs")
         self.options: Mapping[str, Any] = settings.optimizer.options
 

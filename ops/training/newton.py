@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import ParameterError
 from ..backend import Array
-from ..objectives.direct import on_host
+from ..objectives.direct import on_host, refuse_epochs
 from ..objectives.objective import Objective
 from .full_batch import FullBatch, params_of, spec_in
 from .line_search import DECREASE
@@ -43,6 +43,7 @@ class Newton:
                 f"newton needs an objective with hessian(params, batch), and {objective.label} has none. "
                 "Use hw.optim.lbfgs()."
             )
+        refuse_epochs("newton", settings)
         self.batch = FullBatch(objective, "newton")
         if self.batch.l1:
             raise ParameterError(

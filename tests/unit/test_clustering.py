@@ -129,6 +129,8 @@ class TestKMeans:
             fit(KMeans(11), {"x": blobs(10)})
         with pytest.raises(ParameterError, match="Leave optimizer= out"):
             KMeans(2).program(Settings(optimizer=lbfgs()))
+        with pytest.raises(ParameterError, match="ends by itself, and got steps=9"):
+            KMeans(2).program(Settings(steps=9))
         x = blobs(100)
         x[4, 2] = np.nan
         with pytest.raises(HeadwaterError, match="NaN or infinite"):

@@ -244,6 +244,9 @@ def test_what_a_solver_cannot_do_is_said_early():
         Newton(Plain(), Settings(optimizer=newton()))
     with pytest.raises(ParameterError, match=r"buffers \(mean\)"):
         Lbfgs(Normed(), Settings(optimizer=lbfgs()))
+    for solver, make in ((lbfgs(), Lbfgs), (newton(), Newton)):
+        with pytest.raises(ParameterError, match="epochs=3"):
+            make(LogisticRegression(), Settings(optimizer=solver, epochs=3))
     info = make_info({"x": np.zeros((10, 6000)), "y": np.zeros(10)})
     with pytest.raises(ParameterError, match="6001 parameters"):
         Newton(LogisticRegression(), Settings(optimizer=newton())).start(info)
