@@ -32,7 +32,12 @@ class Custom(Objective):
         needs_target: bool,
         name: str,
     ):
-        self.given = {"init": init, "value_and_grad": value_and_grad, "predict": predict, "loss": loss}
+        self.given: dict[str, Any] = {
+            "init": init,
+            "value_and_grad": value_and_grad,
+            "predict": predict,
+            "loss": loss,
+        }
         self.columns, self.metrics, self.needs_target = columns, metrics, needs_target
         self.fields, self.name = output, name
 
@@ -155,7 +160,7 @@ def custom(
         declared,
         tuple(metrics),
         needs_target,
-        name or getattr(value_and_grad, "__name__", type(value_and_grad).__name__),
+        name or str(getattr(value_and_grad, "__name__", type(value_and_grad).__name__)),
     )
 
 

@@ -43,12 +43,15 @@ class LinearModel(Objective):
     """
 
     trusted = True
-    #: columns of the linear predictor; None is a vector
-    outputs: int | None = None
 
     def __init__(self, l1: float = 0.0, l2: float = 0.0, fit_intercept: bool = True):
         check_penalty(type(self).__name__, l1=l1, l2=l2)
         self.l1, self.l2, self.fit_intercept = float(l1), float(l2), bool(fit_intercept)
+
+    @property
+    def outputs(self) -> int | None:
+        """Columns of the linear predictor; None is a vector."""
+        return None
 
     # -- what a subclass gives -----------------------------------------------------------------------
 
@@ -207,7 +210,11 @@ class SoftmaxRegression(LinearModel):
             raise ParameterError(
                 f"SoftmaxRegression(classes={classes!r}): give the number of classes, 2 or more."
             )
-        self.classes = self.outputs = classes
+        self.classes = classes
+
+    @property
+    def outputs(self) -> int | None:
+        return self.classes
 
     def check(self, info: DataInfo) -> None:
         super().check(info)

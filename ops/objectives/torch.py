@@ -71,7 +71,7 @@ class Torch(Objective):
     ):
         if not callable(build) or hasattr(build, "state_dict"):
             raise ParameterError(
-                f"Torch(build={type(build).__name__}): give a function that makes the module, as lambda: MyModule(...), "
+                f"Torch(build={type(build).__name__}): give a function that makes the module, as lambda: MyModule(), "
                 "so that every worker makes its own, and from the training's seed."
             )
         if loss is not None and not callable(loss):
@@ -90,9 +90,9 @@ class Torch(Objective):
             if function is not None:
                 check_picklable(function)
         self.build, self.loss_function, self.classes = build, loss, classes
-        self.outputs = (
-            output if isinstance(output, str) else {key: parse_type(type) for key, type in output.items()}
-        )
+        self.outputs: Any = output
+        if not isinstance(output, str):
+            self.outputs = {key: parse_type(type) for key, type in output.items()}
         self.columns = None if columns is None else tuple(columns)
         self.name = name
         self._module: torch.nn.Module | None = None

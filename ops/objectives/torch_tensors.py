@@ -17,6 +17,7 @@ from ..user_functions import own_traceback
 
 #: PyTorch's random numbers and thread count are one for the process
 _LOCK = threading.RLock()
+_ALIGNMENT = 64
 
 
 def import_torch() -> ModuleType:
@@ -55,11 +56,16 @@ def in_torch(seed: int | None = None) -> Iterator[ModuleType]:
 
 
 def to_tensor(torch: Any, array: Array) -> Any:
-    """See an array as a tensor: the same memory, on the host or the device; what is read-only is copied."""
-    if isinstance(array, np.ndarray):
-        fit = array.flags.writeable and all(stride >= 0 for stride in array.strides)
-        return torch.from_numpy(array if fit else array.copy())
-    return torch.from_dlpack(array)
+    """See an array as a tensor: the same memory, on the host or the device.
+
+    On the host, what is read-only is copied, and what doesn't begin at a multiple of 64 bytes, as PyTorch's own
+    tensors do: MKL's products of the same numbers differ in the last bits with where these lie in memory.
+    """
+    if not isinstance(array, np.ndarray):
+        return torch.from_dlpack(array)
+    fit = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    tensor = torch.from_numpy(array if fit else array.copy())
+    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
 
 
 def to_array(tensor: Any) -> Array:

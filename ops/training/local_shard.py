@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ..backend import Array, array_namespace
 from .program import BLOCK_ROWS, Batch, DataInfo, Program, Shard, State, shard_rng
@@ -75,7 +76,9 @@ def make_info(
     """
     width = columns["x"].shape[1] if "x" in columns and columns["x"].ndim == 2 else 0
     target = columns.get("y")
-    known = target is not None and len(target) > 0 and target.ndim == 1
+    ends = None
+    if target is not None and len(target) and target.ndim == 1:
+        ends = float(target.min()), float(target.max())
     return DataInfo(
         rows=len(next(iter(columns.values()))),
         validation_rows=len(next(iter(validation.values()))) if validation else 0,
@@ -83,7 +86,7 @@ def make_info(
         batch_size=batch_size,
         columns={name: (array.shape[1:], str(array.dtype)) for name, array in columns.items()},
         names=tuple(f"x{i}" for i in range(width)),
-        target_range=(float(target.min()), float(target.max())) if known else None,
+        target_range=ends,
         seed=seed,
         dtype=dtype,
     )
@@ -122,7 +125,7 @@ def run_locally(
     info: DataInfo,
     on_step: Callable[[State], None] | None = None,
 ) -> State:
-    """Run a program to its end in this thread.
+    """Run a program to its end in this thread, with one BLAS thread.
 
     Args:
         program: what to run.
@@ -133,12 +136,13 @@ def run_locally(
     Returns:
         The last state. Its bytes are those that any gang gets.
     """
-    state = program.start(info)
-    while not program.finished(state):
-        state = program.update(state, sum_in_order(program.statistics(state, shard) for shard in shards))
-        if on_step is not None:
-            on_step(state)
-    return state
+    with threadpool_limits(limits=1):
+        state = program.start(info)
+        while not program.finished(state):
+            state = program.update(state, sum_in_order(program.statistics(state, shard) for shard in shards))
+            if on_step is not None:
+                on_step(state)
+        return state
 
 
 def sum_in_order(statistics: Iterator[Mapping[str, Array]]) -> dict[str, Array]:

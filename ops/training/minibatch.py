@@ -23,6 +23,12 @@ EPOCHS = 10
 #: what random numbers are for
 FOR_INIT, FOR_BATCH, FOR_VALIDATION = 0, 1, 2
 
+_ADVICE = (
+    "Lower the learning rate, clip gradients (hw.optim.clip_by_global_norm), scale the features "
+    "(hw.prep.Standardize), or look for NaN and infinite values in them; on_nan='skip' leaves such batches out, "
+    "on_nan='stop' ends with the last good parameters."
+)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -317,6 +323,14 @@ class Minibatch:
         mean = new["epoch_loss"] / new["epoch_rows"] if new["epoch_rows"] else math.nan
         record_epoch(new["history"], new["batch"], new["steps_per_epoch"], mean)
         new["epoch_loss"] = new["epoch_rows"] = 0.0
+        if not bool(array_namespace().isfinite(new["params"]).all()):
+            if self.settings.on_nan == "stop" and "good_params" in new:
+                new["params"] = new["good_params"]
+                return self._ended(new, "not finite")
+            epoch = -(-new["batch"] // new["steps_per_epoch"])
+            raise DivergedError(
+                f"{self.objective.label}: the parameters aren't finite after epoch {epoch}. {_ADVICE}"
+            )
         if new["validation_rows"]:
             new["phase"] = "validate"
             return new
@@ -401,7 +415,5 @@ class Minibatch:
         before = "" if last is None else f" The loss of the step before was {last:.6g}."
         return (
             f"{self.objective.label}: the loss or gradient isn't finite in {shards}, at step {step + 1} of epoch "
-            f"{epoch + 1}.{before} Lower the learning rate, clip gradients (hw.optim.clip_by_global_norm), scale the "
-            "features (hw.prep.Standardize), or look for NaN and infinite values in them; on_nan='skip' leaves "
-            "such batches out, on_nan='stop' ends with the last good parameters."
+            f"{epoch + 1}.{before} {_ADVICE}"
         )
