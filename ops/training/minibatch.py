@@ -141,7 +141,7 @@ class Minibatch:
         spec = self._spec(state)
         buffer_spec = self._spec(state, "buffers") if "buffers" in state else None
         xp = array_namespace()
-        grad = xp.zeros(spec.size, spec.dtype)
+        grad = None
         buffers = None if buffer_spec is None else xp.zeros(buffer_spec.size, buffer_spec.dtype)
         batch = shard.batch(epoch, step)
         rows, slices = len(next(iter(batch.values()))), self.settings.accumulate
@@ -156,9 +156,11 @@ class Minibatch:
                 continue
             grads, weight = found
             trained, averaged, _ = self._split(grads, means.label)
-            pack(trained, spec, f"the gradient of {means.label}", grad, weight)
+            grad = pack(trained, spec, f"the gradient of {means.label}", grad, weight)
             if buffer_spec is not None:
                 pack(averaged, buffer_spec, f"the buffers of {means.label}", buffers, weight)
+        if grad is None:
+            grad = xp.zeros(spec.size, spec.dtype)
         result = self._totals(state, shard, totals, grad)
         result["grad"] = grad
         if buffers is not None:
