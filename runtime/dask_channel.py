@@ -206,14 +206,16 @@ class DaskChannel:
     def close(self) -> None:
         if self._closed:
             return
-        self._return_to_clean_up()
-        if self._keeping and self._client.status == "running":
+        for _ in range(2):  # the scheduler may go while nodes are told
+            self._return_to_clean_up()
+            if self._client.status != "running":
+                break
             with suppress(OSError, TimeoutError):
                 self._client.sync(self._finish_keeping)
-        self._detach()
-        if self._client.status == "running":
-            with suppress(OSError, TimeoutError):
                 self._client.sync(self._clean_up, callback_timeout=STOP_SECONDS + _CLOSE_SECONDS)
+            if not self._is_lost():
+                break
+        self._detach()
         self._forget_all()
 
     def abandon(self) -> None:
@@ -246,6 +248,7 @@ class DaskChannel:
         self._generation = self._executor.generation
         self._comm = self._client.scheduler_comm
         self._broken = False
+        self._turns = {}  # locks belong to the event loop of their client
         self._events = queue.SimpleQueue()
         self._membership.hear(self._run, self._hear)
         self._membership.listen(self._events.put)
@@ -474,7 +477,8 @@ class DaskChannel:
     async def _clean_up(self) -> None:
         await self._stop(STOP_SECONDS)
         for turn in self._turns.values():
-            await turn.acquire()
+            async with turn:
+                pass
         workers = [worker.address for worker in self._membership.workers()]
         await asyncio.gather(*(self._tell([address], "release", epoch=self._epoch) for address in workers))
 

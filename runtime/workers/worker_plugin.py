@@ -172,6 +172,13 @@ class WorkerRuntime:
         Raises:
             CancelledTask: it may not run; see `Admission`.
         """
+        try:
+            return self._execute(task, payload)
+        finally:
+            if self.admission.is_over(task.run):  # it may have begun just when the run's files were deleted
+                self.store.remove_run(task.run)
+
+    def _execute(self, task: Task, payload: bytes) -> TaskResult:
         with (
             self.admission.enter(task) as flag,
             self._relocations.mailbox(task, flag) as mailbox,
