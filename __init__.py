@@ -51,6 +51,9 @@ from .ops.training.program import EarlyStopping
 from .ops.training.train import AllReduce
 from .session import RunResult, Session
 from .training import train
+from .tuning import space
+from .tuning.methods import GridSearch, RandomSearch, SuccessiveHalving
+from .tuning.search import SearchResult, search
 from .version import __version__
 
 __all__ = [
@@ -60,13 +63,17 @@ __all__ = [
     "EarlyStopping",
     "Expr",
     "FittedPrep",
+    "GridSearch",
     "GroupedDataset",
     "HeadwaterError",
     "Model",
     "Pipeline",
     "PlanOptions",
+    "RandomSearch",
     "RunResult",
+    "SearchResult",
     "Session",
+    "SuccessiveHalving",
     "__version__",
     "check",
     "coalesce",
@@ -99,6 +106,8 @@ __all__ = [
     "read_json",
     "read_parquet",
     "read_text",
+    "search",
+    "space",
     "std",
     "sum",
     "train",

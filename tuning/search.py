@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ..arguments import whole
 from ..errors import (
-    DivergedError,
     HeadwaterError,
     ParameterError,
     TrainingError,
@@ -89,7 +87,7 @@ def search(
         ParameterError: an empty space, a name that ``build`` doesn't take, or a score that isn't one number.
         TypeMismatchError: ``build`` gives something else than a model that is to be trained.
         TrainingError: all trials of a rung failed.
-        HeadwaterError: a trial failed otherwise than by diverging; a note names it.
+        HeadwaterError: the user's code or the cluster failed.
 
     Example:
         >>> import headwater as hw
@@ -157,7 +155,7 @@ def run_rung(
         reports: the run's is appended.
 
     Raises:
-        HeadwaterError: a trial failed otherwise than by diverging, or the run for reasons of the system.
+        HeadwaterError: it failed by the user's code, or for reasons of the system.
     """
     outputs = {output: dataset for trial in trials for output, dataset in trial.outputs().items()}
     try:
@@ -170,7 +168,7 @@ def run_rung(
         if error.report is not None:
             reports.append(error.report)
         if len(trials) == 1:
-            return {trials[0].number: _failure(session, trials[0], error)}
+            return {trials[0].number: Outcome(None, None, str(error))}
     middle = len(trials) // 2
     halves = trials[:middle], trials[middle:]
     first, second = (run_rung(session, half, name, reports) for half in halves)
@@ -216,34 +214,9 @@ class _Keeping:
                 return
 
 
-def _failure(session: Session, trial: Trial, error: HeadwaterError) -> Outcome:
-    """Return the outcome of a trial that fails by itself, or raise what is no matter of its values."""
-    if isinstance(error, DivergedError):
-        return Outcome(None, None, f"diverged: {error}")
-    try:
-        params = trial.model.params(session)
-    except DivergedError as diverged:
-        return Outcome(None, None, f"diverged: {diverged}")
-    except HeadwaterError as own:
-        own.add_note(f"in {trial} of hw.search")
-        raise
-    if not _is_finite(params):
-        return Outcome(None, None, "diverged: its parameters aren't finite")
-    error.add_note(f"in {trial} of hw.search")
-    raise error
-
-
 def _may_be_a_trials(error: HeadwaterError) -> bool:
     """Whether an error may come from what a trial's values do to the numbers, and not from code or cluster."""
     return isinstance(error, TrainingError) or type(error) is HeadwaterError
-
-
-def _is_finite(tree: Any) -> bool:
-    if isinstance(tree, Mapping):
-        return all(map(_is_finite, tree.values()))
-    if isinstance(tree, list | tuple):
-        return all(map(_is_finite, tree))
-    return not isinstance(tree, np.ndarray) or tree.dtype.kind not in "fc" or bool(np.isfinite(tree).all())
 
 
 def _direction(score: Any, maximize: bool | None) -> bool:
@@ -267,11 +240,7 @@ def _direction(score: Any, maximize: bool | None) -> bool:
 def _all_failed(trials: Sequence[Trial], outcomes: Mapping[int, Outcome]) -> TrainingError:
     told = [f"{trial}: {outcomes[trial.number].error}" for trial in trials[:3]]
     more = f"\nand {len(trials) - 3} more" if len(trials) > 3 else ""
-    return TrainingError(
-        f"search(): all {len(trials)} trials failed. Are the learning rates too high, or are the rows not finite?\n"
-        + "\n".join(told)
-        + more
-    )
+    return TrainingError(f"search(): all {len(trials)} trials failed.\n" + "\n".join(told) + more)
 
 
 def _column(values: Sequence[Any]) -> pa.Array:

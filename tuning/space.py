@@ -54,7 +54,7 @@ class choice(Range):
 
     options: tuple[Any, ...]
 
-    def __init__(self, options: Sequence[Any]):
+    def __init__(self, options: Sequence[Any] | np.ndarray):
         if isinstance(options, str | bytes) or not isinstance(options, Sequence | np.ndarray):
             raise TypeMismatchError(
                 f"space.choice({options!r}): give a list of values, as choice([1, 2, 4])."

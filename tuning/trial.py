@@ -80,8 +80,8 @@ class Trial:
         if self.scored is None:
             return Outcome(loss, loss, None if loss is not None else "its history has no loss")
         score = one_number(tables(f"score {self.number}"))
-        if score is None or math.isnan(score):
-            return Outcome(None, loss, f"the score is {'null' if score is None else 'NaN'}")
+        if score is None or not math.isfinite(score):
+            return Outcome(None, loss, f"the score is {'null' if score is None else score}")
         return Outcome(score, loss)
 
     def __str__(self) -> str:
@@ -218,12 +218,13 @@ def read_losses(rows: pa.Table) -> tuple[float | None, str | None]:
     about = json.loads(by_part["about"]["text"] or "{}")
     history = pa.ipc.open_stream(by_part["history"]["data"]).read_all()
     columns = {name: history.column(name).to_pylist() for name in history.column_names}
-    last = next((value for value in reversed(columns.get("loss", [])) if value is not None), None)
-    finite = [value for name in ("validation_loss", "loss") for value in reversed(columns.get(name, []))]
-    loss = next((float(value) for value in finite if value is not None and math.isfinite(value)), None)
-    if about.get("end") == "not finite" or (last is not None and not math.isfinite(last)):
+    known = [value for name in ("validation_loss", "loss") for value in reversed(columns.get(name, []))]
+    loss = next((float(value) for value in known if value is not None and math.isfinite(value)), None)
+    # A step that wasn't made has no norm of its gradient. (Of very long trainings not all steps are in the history.)
+    last = [columns[name][-1] for name in ("loss", "grad_norm") if columns.get(name)]
+    if about.get("end") == "not finite" or not all(value is None or math.isfinite(value) for value in last):
         step = about.get("steps")
-        return loss, "diverged: the loss isn't finite" + (f" after step {step}" if step is not None else "")
+        return loss, "diverged: loss or gradient isn't finite" + ("" if step is None else f" at step {step}")
     return loss, None
 
 

@@ -14,7 +14,7 @@ import headwater
 from headwater.cli import OK, execute
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ["lineage", "ops", "datasets", "planner", "runtime"]
+PACKAGES = ["lineage", "ops", "datasets", "planner", "runtime", "tuning"]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -37,6 +37,12 @@ def test_docstring_examples_run(name: str, request: pytest.FixtureRequest):
 def test_the_guide_runs():
     result = doctest.testfile(str(ROOT / "docs" / "guide.md"), module_relative=False, optionflags=FLAGS)
     assert result.attempted > 20
+    assert result.failed == 0
+
+
+def test_the_page_on_hyperparameter_search_runs():
+    result = doctest.testfile(str(ROOT / "docs" / "search.md"), module_relative=False, optionflags=FLAGS)
+    assert result.attempted > 5
     assert result.failed == 0
 
 
