@@ -102,7 +102,13 @@ def train(
     settings = Settings(
         optimizer, epochs, steps, batch_size, accumulate, seed, dtype, on_nan, early_stopping
     )
-    objective.program(settings)  # what can't go together is told now
+    program = objective.program(settings)  # what can't go together is told now
+    if strategy is not None and strategy.sharded_state and not getattr(program, "elementwise", False):
+        raise ParameterError(
+            f"AllReduce(sharded_state=True) needs an optimizer that treats each parameter by itself, and "
+            f"{settings.optimizer or objective.label} doesn't. Take adam, adamw, … without clip_by_global_norm, or "
+            "leave sharded_state out."
+        )
     rows = dataset.select(*chosen.required).node
     held_out = None if validation is None else validation.select(*chosen.required).node
     node = Train(rows, held_out, objective, settings, chosen, strategy or AllReduce(), tuple(callbacks))

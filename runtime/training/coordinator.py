@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import cloudpickle
 
-from ...errors import ClusterError, ParameterError, TypeMismatchError
+from ...errors import ClusterError, DiskFullError, ParameterError, TypeMismatchError
 from ...ops.pickling import dumps
 from ...ops.training.program import DataInfo, State
 from ..task import CancelledTask, FetchFailedError, Segment, TaskMovedError
@@ -96,6 +97,8 @@ class Coordinator:
         self._known: set[str] = set()
         self._summaries: dict[tuple[str, int], ShardSummary] = {}
         self._excluded: dict[str, tuple[float, int]] = {}
+        #: nodes whose disks have no room for shards
+        self._full: set[str] = set()
         self._preparing = threading.Lock()
         self._regroup, self._over = threading.Event(), threading.Event()
         self._broken_at: float | None = None
@@ -182,7 +185,7 @@ class Coordinator:
             layout=tuple(ranges),
             root=newest(members),
             token=self._token,
-            info=self._info(),
+            info=self.info,
             steps=tuple(m.step for m in members),
         )
 
@@ -237,6 +240,8 @@ class Coordinator:
                 raise CancelledTask(f"another coordinator trains {self.job.name}")
             packed = reply["error"]
             error = None if packed is None else cloudpickle.loads(packed)
+            if reply["node"] in self._full and address != self.network.address:
+                continue
             told = Candidate(
                 address, reply["node"], reply["endpoint"], reply["step"], reply["draining"], frozenset(reply["shards"])
             )
@@ -257,7 +262,7 @@ class Coordinator:
             left = dict(zip((m.address for m in members), ranges))
             while left:
                 self._check()
-                plans, widths = self._shard_plans(), self._widths()
+                plans, widths = self._shard_plans(), self.widths()
                 arguments = {}
                 for address, span in left.items():
                     own = {part: found[slice(*span)] for part, found in plans.items()}
@@ -273,7 +278,11 @@ class Coordinator:
                     if reply.get("fenced"):
                         raise CancelledTask(f"another coordinator trains {self.job.name}")
                     if "error" in reply:
-                        raise cloudpickle.loads(reply["error"])
+                        error = cloudpickle.loads(reply["error"])
+                        if not isinstance(error, DiskFullError) or address == self.network.address:
+                            raise error
+                        self._full.add(next(m.node for m in members if m.address == address))
+                        return False
                     if "lost" in reply:
                         lost |= {(s, p, a) for s, p, a in reply["lost"]}
                         continue
@@ -310,8 +319,12 @@ class Coordinator:
                 sizes[plan.index] += piece.segment.length * piece.rows / max(piece.segment.rows, 1)
         return found
 
-    def _widths(self) -> dict[str, int]:
-        """How long vectors are, as all rows must agree."""
+    def widths(self) -> dict[str, int]:
+        """Return how long the vectors of each vector column are.
+
+        Raises:
+            TypeMismatchError: rows disagree.
+        """
         widths: dict[str, int] = {}
         for summary in self._summaries.values():
             for name, width in summary.widths.items():
@@ -323,7 +336,13 @@ class Coordinator:
                     )
         return widths
 
-    def _info(self) -> DataInfo:
+    @cached_property
+    def info(self) -> DataInfo:
+        """What a program is told of the data; known once all shards have been prepared.
+
+        Raises:
+            HeadwaterError: this can't be trained on.
+        """
         kernel = self.job.kernel
         train = [self._summaries["train", shard] for shard in range(self.job.shards)]
         rows = sum(summary.rows for summary in train)
@@ -332,7 +351,7 @@ class Coordinator:
                 f"{kernel.label}: there are no rows to train on. Does a filter before train() drop them all?"
             )
         ranges = [summary.target_range for summary in train if summary.target_range is not None]
-        schema, widths = self.job.schemas["train"], self._widths()
+        schema, widths = self.job.schemas["train"], self.widths()
         info = DataInfo(
             rows=rows,
             validation_rows=int(self.job.bounds["validation"][-1]) if "validation" in self.job.bounds else 0,

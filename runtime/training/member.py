@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from ...ops.backend import array_namespace, to_host
 from ...ops.training.determinism import check_repeats
+from ...ops.training.minibatch import Minibatch
 from ...ops.training.program import DataInfo, Shard, State
 from ...ops.training.sampling import Order, shard_shares
 from ..collectives.endpoint import Endpoint
@@ -30,6 +31,7 @@ from .prefetch import PrefetchedShard, Prefetcher
 from .shard_building import build_shards, summary_of
 from .shard_file import ShardFile
 from .shard_source import PreparedShard, ShardSource
+from .sharded_state import ShardedState
 from .streamed_shard import StreamedShard
 
 #: in the note of an operation: the gang is to stop after this step, as its constellation changes
@@ -73,6 +75,12 @@ class Member:
         self.error: BaseException | None = None
         self._prepared: dict[tuple[str, int], tuple[ShardSource, PreparedShard]] = {}
         self._closed = threading.Event()
+        program = job.kernel.program
+        self._sharded = (
+            ShardedState(program)
+            if job.kernel.strategy.sharded_state and isinstance(program, Minibatch)
+            else None
+        )
         self.stepped = time.monotonic()
         self.on_step: Callable[[State], None] | None = None
         self.note: Callable[[], bytes] = bytes
@@ -146,6 +154,9 @@ class Member:
         program = self.job.kernel.program
         self._agree_on_state(orders)
         assert self._group is not None and self.state is not None
+        if self._sharded is not None and not self._sharded.share(self.state, self.step, self._group):
+            self.state, self.step = None, -1  # lineage has to make it again
+            return Outcome.REGROUP
         own = [
             PrefetchedShard(self._shard(index, orders.info), prefetcher, orders.info.steps_per_epoch)
             for index in range(*orders.layout[orders.rank])
@@ -155,20 +166,33 @@ class Member:
         while not (finished := program.finished(self.state)):
             parts, names, shapes = self._statistics(own, pool)
             reach(f"{TRAIN_STEP}:{self.step}")
-            sums, notes = self._group.all_reduce(parts, self.note())
-            total = {
-                name: array.reshape(shape) for name, array, shape in zip(names, _on_device(sums), shapes)
-            }
-            state, self.state, step, self.step = self.state, None, self.step, -1  # an update may use it up
-            self.state, self.step = program.update(state, total), step + 1
+            if self._sharded is not None:
+                note = self.note()
+                state, notes = self._sharded.step(self.state, self.step, self._group, parts, names, note)
+                self.state, self.step = state, self.step + 1
+            else:
+                notes = self._whole_step(parts, names, shapes)
             self.stepped = time.monotonic()
             if self.on_step is not None:
                 self.on_step(self.state)
             if REGROUP in notes:
                 finished = program.finished(self.state)
                 break
+        if finished and self._sharded is not None:
+            self._sharded.gather(self.state, self._group)
         self.finished = finished
         return Outcome.FINISHED if finished else Outcome.REGROUP
+
+    def _whole_step(
+        self, parts: Mapping[int, list[np.ndarray]], names: Sequence[str], shapes: Sequence[tuple[int, ...]]
+    ) -> list[bytes]:
+        """Sum the statistics, and update the whole state."""
+        assert self._group is not None and self.state is not None
+        sums, notes = self._group.all_reduce(parts, self.note())
+        total = {name: array.reshape(shape) for name, array, shape in zip(names, _on_device(sums), shapes)}
+        state, self.state, step, self.step = self.state, None, self.step, -1  # an update may use it up
+        self.state, self.step = self.job.kernel.program.update(state, total), step + 1
+        return notes
 
     def _agree_on_state(self, orders: Orders) -> None:
         """Take the newest state of all, or begin."""

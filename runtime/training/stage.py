@@ -75,7 +75,12 @@ def train_stage(
     state = host_state(coordinator.run())
     algorithm = kernel.program
     optimizer = state.get("optimizer", {})
-    about = {"objective": kernel.objective.label, "steps": int(state["step"])}
+    about = {
+        "objective": kernel.objective.label,
+        "steps": int(state["step"]),
+        "names": list(coordinator.info.names),
+        "widths": coordinator.widths(),
+    }
     table = encode_model(algorithm.params(state), optimizer, _history(algorithm, state), about)
     return table, coordinator.log
 

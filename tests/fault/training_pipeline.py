@@ -54,7 +54,7 @@ def rides(inputs: Path, sharded: bool = False):
         prep.transform(train),
         target="y",
         features=names,
-        objective=Slow(hidden=(32,), task="binary", dropout=0.1),
+        objective=Slow(hidden=(1024,), task="binary", dropout=0.1),
         optimizer=hw.optim.adam(1e-2),
         strategy=hw.AllReduce(shards=SHARDS, sharded_state=sharded),
         epochs=EPOCHS,
