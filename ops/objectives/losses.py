@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from ...errors import ParameterError
 from ..backend import Array, array_namespace
 from ..training.program import Batch
 
@@ -52,7 +53,7 @@ def cross_entropy(z: Array, y: Array) -> tuple[Array, Array]:
         ([0.6931], [[0.5, -0.5]])
     """
     xp = array_namespace()
-    y = y.astype(xp.int64)
+    y = whole_classes(y)
     rows = xp.arange(len(z))
     shifted = z - z.max(axis=1, keepdims=True)
     own = shifted[rows, y]
@@ -61,6 +62,22 @@ def cross_entropy(z: Array, y: Array) -> tuple[Array, Array]:
     slope /= total[:, None]
     slope[rows, y] -= 1
     return xp.log(total) - own, slope
+
+
+def whole_classes(y: Array) -> Array:
+    """Return classes as int64.
+
+    Raises:
+        ParameterError: one isn't a whole number.
+    """
+    classes = y.astype(np.int64)
+    wrong = classes != y
+    if wrong.any():
+        raise ParameterError(
+            f"the target holds {float(y[wrong][0]):g}, and must be the number of a class, a whole number. "
+            "Is it the right column? For numbers of any kind take a regression."
+        )
+    return classes
 
 
 def sigmoid(z: Array) -> Array:

@@ -14,6 +14,7 @@ from ..backend import Array, array_namespace
 from ..expressions.types import parse_type
 from ..training.program import Batch, DataInfo, Tree
 from ..user_functions import check_picklable
+from .losses import whole_classes
 from .objective import Objective
 from .tasks import TASKS, Task, make_task
 from .torch_tensors import build_module, in_torch, mean_loss, to_array, to_tensor
@@ -245,7 +246,7 @@ class Torch(Objective):
 
     def _mean_loss(self, torch: Any, output: Any, batch: Batch) -> torch.Tensor:
         task = "" if self._task is None else self._task.name
-        target = to_tensor(torch, batch["y"])
+        target = to_tensor(torch, whole_classes(batch["y"]) if task == "classes" else batch["y"])
         floats = output.dtype if hasattr(output, "dtype") else torch.float32
         if task in ("regression", "binary") or (target.is_floating_point() and task != "classes"):
             target = target.to(floats)

@@ -12,7 +12,8 @@ from ...errors import HeadwaterError, ParameterError
 from ..backend import Array, array_namespace, to_host
 from ..objectives.direct import on_host
 from ..objectives.objective import Objective
-from .program import Batch, DataInfo, Shard, State, Tree
+from .program import DataInfo, Shard, State, Tree
+from .row_means import Means, add_loss, add_value_and_grad, first_parameters
 from .tree import TreeSpec, load_spec, pack, spec_of, unpack
 
 #: purposes of random streams: first parameters, and what a loss draws, the same at each evaluation
@@ -52,7 +53,7 @@ class FullBatch:
             info: of the training rows.
             dtype: of the evaluation; None is that of the parameters.
         """
-        tree = self.objective.init(info.rng(_INIT), info)
+        tree = first_parameters(self.objective, info.rng(_INIT), info)
         spec = spec_of(tree, "float64")
         return {
             "step": 0,
@@ -70,20 +71,18 @@ class FullBatch:
         """Return the sums of a shard's losses, gradients and, if asked for, Hessians at the trial, and of weights."""
         xp, spec = array_namespace(), spec_in(state)
         params = unpack(xp.asarray(state["trial"], dtype=state["evaluated"]), spec)
-        loss, weight, rng = 0.0, 0.0, shard.rng(_LOSS)
+        totals, rng = self._zeros(), shard.rng(_LOSS)
         grad = xp.zeros(spec.size)
         curvature = xp.zeros((spec.size, spec.size)) if hessian else None
-        for batch in shard.blocks():
-            counts = _weight(batch)
-            if not counts:
+        for number, batch in enumerate(shard.blocks()):
+            found = add_value_and_grad(Means(params, self.smooth, shard.index, number), batch, rng, totals)
+            if found is None:
                 continue
-            value, grads, _ = self.smooth.value_and_grad(params, batch, rng)
-            loss += float(value) * counts
-            weight += counts
+            grads, counts = found
             pack(grads, spec, f"{self.objective.label}.value_and_grad", out=grad, scale=counts)
             if curvature is not None:
                 curvature += self.smooth.hessian(params, batch) * counts
-        sums = {"loss": np.array([loss]), "weight": np.array([weight]), "grad": grad}
+        sums = {"loss": totals[1:2], "weight": totals[:1], "grad": grad}
         if curvature is not None:
             sums["hessian"] = curvature
         if state["validated"]:
@@ -126,14 +125,15 @@ class FullBatch:
         return penalty
 
     def _validate(self, params: Tree, shard: Shard) -> np.ndarray:
-        total = np.zeros(2)
+        totals = self._zeros()
         if shard.validation is not None:
             rng = shard.rng(_LOSS)
-            for batch in shard.validation.blocks():
-                counts = _weight(batch)
-                if counts:
-                    total += counts * np.array([float(self.objective.loss(params, batch, rng)[0]), 1.0])
-        return total
+            for number, batch in enumerate(shard.validation.blocks()):
+                add_loss(Means(params, self.objective, shard.index, number), batch, rng, totals)
+        return totals[1::-1].copy()
+
+    def _zeros(self) -> np.ndarray:
+        return np.zeros(2 + len(self.objective.metrics))
 
 
 def spec_in(state: State) -> TreeSpec:
@@ -145,8 +145,3 @@ def params_of(state: State) -> Tree:
     """Return a state's best parameters, in the dtype that was asked for."""
     vector = on_host(state["vector"] if "vector" in state else state["trial"])
     return unpack(vector.astype(state["dtype"]), spec_in(state))
-
-
-def _weight(batch: Batch) -> float:
-    weight = batch.get("weight")
-    return float(len(next(iter(batch.values())))) if weight is None else float(weight.sum(dtype="float64"))

@@ -15,7 +15,7 @@ from ..objectives.objective import Objective
 from .history import new_history, read_history, record_epoch, record_step
 from .norm_blocks import NORM_BLOCK, block_squares
 from .program import DataInfo, Settings, Shard, State, Tree
-from .row_means import Means, add_loss, add_value_and_grad
+from .row_means import Means, add_loss, add_value_and_grad, first_parameters
 from .tree import TreeSpec, leaves, load_spec, pack, spec_of, unpack
 
 #: passes where a training names neither epochs nor steps
@@ -86,7 +86,7 @@ class Minibatch:
                 "Give validation=..., or leave early_stopping out."
             )
         objective.check(info)
-        tree = objective.init(info.rng(FOR_INIT), info)
+        tree = first_parameters(objective, info.rng(FOR_INIT), info)
         what = f"{objective.label}.init"
         trained, averaged, constant = self._split(tree, what)
         spec = spec_of(trained, info.dtype, what)

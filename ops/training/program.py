@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from ...arguments import whole
 from ...errors import ParameterError
 from ..backend import Array
 from .sampling import generator, steps_per_epoch
@@ -211,8 +212,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "batch_size", "accumulate"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ParameterError(f"{name}={value!r}: give at least 1.")
+            if value is not None or name not in ("epochs", "steps"):
+                object.__setattr__(self, name, whole(value, "train", name, 1))
+        object.__setattr__(self, "seed", whole(self.seed, "train", "seed"))
         if self.epochs is not None and self.steps is not None:
             raise ParameterError(
                 f"epochs={self.epochs} and steps={self.steps} both say when training ends. Give one of them."

@@ -12,7 +12,7 @@ from ...errors import HeadwaterError, ParameterError, TypeMismatchError, UserFun
 from ..backend import Array, array_namespace
 from ..objectives.objective import Objective
 from ..user_functions import own_traceback
-from .program import Batch, Tree
+from .program import Batch, DataInfo, Tree
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,22 @@ def weight_of(batch: Batch) -> float:
             f"a weight is negative or NaN (a batch's smallest is {float(weight.min()):g}). Weights are 0 or more."
         )
     return total
+
+
+def first_parameters(objective: Objective, rng: np.random.Generator, info: DataInfo) -> Tree:
+    """Call `Objective.init`, and tell what goes wrong in it as the user's.
+
+    Raises:
+        UserFunctionError: it raised.
+    """
+    try:
+        return objective.init(rng, info)
+    except HeadwaterError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserFunctionError(
+            f"{objective.label}.init raised {type(error).__name__}: {error}\n{own_traceback(error)}"
+        ) from error
 
 
 def add_value_and_grad(
