@@ -9,6 +9,7 @@ from .arguments import column_names
 from .errors import ParameterError, TypeMismatchError
 from .model import Model
 from .ops.objectives.objective import Objective
+from .ops.optim.solvers import Solver
 from .ops.training.features import Features
 from .ops.training.program import EarlyStopping, Settings
 from .ops.training.train import AllReduce, Train
@@ -93,8 +94,12 @@ def train(
         raise ParameterError(f"{objective.label} has no target; leave target={target!r} out.")
     if early_stopping is not None and validation is None:
         raise ParameterError("early_stopping goes by the loss of validation rows: give validation=… too.")
-    if callbacks and not all(map(callable, callbacks)):
-        raise TypeMismatchError(f"callbacks={callbacks!r}: give functions of a dict of metrics.")
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        hint = f" Write callbacks=[{getattr(callbacks, '__name__', 'f')}]." if callable(callbacks) else ""
+        raise TypeMismatchError(
+            f"callbacks={callbacks!r}: give a list of functions of a dict of metrics.{hint}"
+        )
+    _check_optimizer(optimizer)
     names = None if features is None else column_names(features, "train(features=...)")
     chosen = Features(names, target, weight, objective.columns, dtype).resolved(dataset.schema)
     if optimizer is not None and epochs is None and steps is None and hasattr(optimizer, "update"):
@@ -110,9 +115,21 @@ def train(
             "leave sharded_state out."
         )
     rows = dataset.select(*chosen.required).node
-    held_out = None if validation is None else validation.select(*chosen.required).node
+    held_out = None
+    if validation is not None:
+        chosen.check(validation.schema, "validation rows of train")
+        held_out = validation.select(*chosen.required).node
     node = Train(rows, held_out, objective, settings, chosen, strategy or AllReduce(), tuple(callbacks))
     return Model(objective, chosen, node, prep)
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    known = isinstance(optimizer, Solver) or (hasattr(optimizer, "init") and hasattr(optimizer, "update"))
+    if optimizer is not None and not known:
+        name = optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", "adam")
+        raise TypeMismatchError(
+            f"train(optimizer={optimizer!r}): give one of hw.optim. Write optimizer=hw.optim.{name}(…)."
+        )
 
 
 def _check_kinds(
