@@ -184,6 +184,31 @@ class Channel:
             return b""
         return None
 
+    def last_words(self) -> bytes | None:
+        """Read whatever is there, to the end; nothing else can be received afterwards.
+
+        Returns:
+            What the other side said as farewell; b"" if it is gone without one; None if it is there.
+        """
+        try:
+            if self.receiving:
+                self.pull()
+            while True:
+                skipped = bytearray(_HEAD.size)
+                self._in = [memoryview(skipped)]
+                self._read()
+                _, kind, _, _, note, body = _HEAD.unpack(skipped)
+                if kind == FAREWELL:
+                    return self._last_words(note)
+                self._in = [memoryview(bytearray(note + body))] if note + body else []
+                self._read()
+        except FarewellError as farewell:
+            return farewell.args[0]
+        except (GroupBrokenError, *_NOT_NOW):
+            return None
+        except OSError:
+            return b""
+
     def leave(self, words: bytes) -> None:
         """Say farewell if no message is under way, and close."""
         with suppress(OSError, ValueError):

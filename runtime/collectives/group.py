@@ -17,7 +17,7 @@ from .endpoint import Endpoint, connect_all, node_of
 from .errors import GroupBrokenError
 from .layout import Layout, chunk_span
 from .mesh import Mesh
-from .ordered_sum import Scratch, ordered_sum
+from .ordered_sum import Memory, Scratch, ordered_sum
 from .plans import Plan
 from .rooms import Rooms
 from .shape import Shape, check_arrays, check_parts, shape_of
@@ -116,7 +116,7 @@ class Group:
         self._slot = 0
         self._scratch = Scratch()
         self._plans: dict[tuple[Shape, int], Plan] = {}
-        self._buffers: dict[object, np.ndarray] = {}
+        self._private = Memory()
 
     @property
     def waiting(self) -> tuple[int, ...]:
@@ -357,16 +357,10 @@ class Group:
         if plan is None:
             if len(self._plans) >= _PLANS:
                 self._plans.clear()
-            plan = Plan(self.rank, self._places, self._rooms, shape, self._slot, self._buffer)
+            plan = Plan(self.rank, self._places, self._rooms, shape, self._slot, self._private)
             plan.prepare_small() if plan.small else plan.prepare_large()
             self._plans[shape, self._slot] = plan
         return plan
-
-    def _buffer(self, name: object, size: int) -> np.ndarray:
-        found = self._buffers.get(name)
-        if found is None or found.nbytes < size:
-            found = self._buffers[name] = np.empty(size, np.uint8)
-        return found[:size]
 
     def _sum(self, parts: Mapping[int, Arrays], note: bytes, deadline: float, *what: object) -> Plan:
         """Bring the partial sums to where they are finished; large ones are finished then, chunk by chunk."""
@@ -390,7 +384,7 @@ class Group:
 
     def _add_small(self, plan: Plan, out: Arrays | None, borrow: bool) -> list[np.ndarray]:
         if borrow:
-            targets = plan.shape.views(self._buffer(("sums", self._slot), plan.shape.stride))
+            targets = plan.shape.views(self._private(("sums", self._slot), plan.shape.stride))
         elif out is not None:
             targets = self._check_out(plan.result, out)
         else:

@@ -187,27 +187,13 @@ class Mesh:
         """Name who is gone: those whose connections are closed without a word, or those that others name."""
         missing = {channel.rank}
         for other in self.channels.values():
-            words = self._hear(other)
-            if words and not _polite(words):
+            words = other.last_words()
+            if words and (other is channel or not _polite(words)):
                 self._told(other.rank, words)
             if words == b"":
                 missing.add(other.rank)
         verb = "is" if len(missing) == 1 else "are"
         raise PeerLostError(f"{ranks_text(missing)} of the group {verb} gone ({error})", missing) from error
-
-    def _hear(self, channel: Channel) -> bytes | None:
-        """What a member said last, b"" if it is gone without a word, None if it is there."""
-        if not channel.receiving:
-            return channel.look()
-        try:
-            channel.pull()
-        except FarewellError as farewell:
-            return farewell.args[0]
-        except GroupBrokenError:
-            return None
-        except OSError:
-            return b""
-        return None
 
     def _late(self, ranks: Iterable[int]) -> NoReturn:
         ranks = set(ranks)

@@ -26,6 +26,20 @@ class Scratch:
         return [self._room[i * size : i * size + length * dtype.itemsize].view(dtype) for i in range(count)]
 
 
+class Memory:
+    """Private memory by name, used again and again; it grows to the largest size that was asked for."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[object, np.ndarray] = {}
+
+    def __call__(self, name: object, size: int) -> np.ndarray:
+        """Return ``size`` bytes, with anything in them."""
+        found = self._rooms.get(name)
+        if found is None or found.nbytes < size:
+            found = self._rooms[name] = np.empty(size, np.uint8)
+        return found[:size]
+
+
 def ordered_sum(
     plan: Schedule, pieces: Sequence[np.ndarray], out: np.ndarray, scratch: Scratch, *, in_place: bool = False
 ) -> None:

@@ -64,6 +64,13 @@ class Plan:
         ]
         self.chunks = self._cut(self.result, rank)
         self.small = shape.nbytes * len(layout.all_pieces) <= SMALL_BYTES
+        own = self._bytes(self.chunks)
+        self.results_out = {layout.agent(node, rank): own for node in self.others}
+        self.results_in = {
+            owner: self._bytes(self._cut(self.result, owner))
+            for owner in self.far
+            if layout.agent(self.node, owner) == rank
+        }
 
     def prepare_small(self) -> None:
         """Prepare a sum that every member adds up for itself."""
@@ -123,13 +130,6 @@ class Plan:
         spans = tuple(sorted(operands))
         plan = schedule((0, layout.total), spans)
         self.finish = self._additions(plan, [operands[span] for span in spans], self.chunks, not self.others)
-        own = self._bytes(self.chunks)
-        self.results_out = {layout.agent(node, rank): own for node in self.others}
-        self.results_in = {
-            owner: self._bytes(self._cut(self.result, owner))
-            for owner in self.far
-            if layout.agent(self.node, owner) == rank
-        }
 
     def fill(self, parts: dict[int, Sequence[np.ndarray]], scratch: Scratch) -> None:
         """Add up this member's parts to its pieces."""
