@@ -23,6 +23,8 @@ from .methods import GridSearch, SearchMethod, best_first, check_method
 from .space import checked_space
 from .trial import Outcome, Trial, check_builder, declare
 
+#: most trials of one run: what the driver does for each grows with the stages of a plan
+MOST_TRIALS_A_RUN = 200
 #: columns of the table of trials that aren't parameters
 _RESERVED = ("trial", "rung", "budget", "score", "loss", "error")
 
@@ -37,7 +39,7 @@ class SearchResult:
         score: its score, or its loss if the search had no score.
         trials: a row for each trial in each rung: trial, rung, budget, the parameters, score, loss, error; from the
             first rung to the last, by trial. The score of a trial that failed is null, and its error says why.
-        reports: of the runs, one for each rung, and more if some had to be cut to find a trial that fails.
+        reports: of the runs: one for each rung of up to 200 trials, and more where a trial that fails had to be found.
     """
 
     best: Model
@@ -126,7 +128,10 @@ def search(
             entrants = sorted(standing[: rung.trials])
             trials = [declare(i, configurations[i], budget, build, score, workers) for i in entrants]
             keeping.note(trials)
-            outcomes = run_rung(session, trials, f"search, rung {number}", reports)
+            outcomes: dict[int, Outcome] = {}
+            for start in range(0, len(trials), MOST_TRIALS_A_RUN):
+                some = trials[start : start + MOST_TRIALS_A_RUN]
+                outcomes |= run_rung(session, some, f"search, rung {number}", reports)
             records += [(trial, number, outcomes[trial.number]) for trial in trials]
             standing = best_first({i: outcome.score for i, outcome in outcomes.items()}, upward)
             if not standing:

@@ -220,9 +220,8 @@ def read_losses(rows: pa.Table) -> tuple[float | None, str | None]:
     columns = {name: history.column(name).to_pylist() for name in history.column_names}
     known = [value for name in ("validation_loss", "loss") for value in reversed(columns.get(name, []))]
     loss = next((float(value) for value in known if value is not None and math.isfinite(value)), None)
-    # A step that wasn't made has no norm of its gradient. (Of very long trainings not all steps are in the history.)
-    last = [columns[name][-1] for name in ("loss", "grad_norm") if columns.get(name)]
-    if about.get("end") == "not finite" or not all(value is None or math.isfinite(value) for value in last):
+    last = columns["loss"][-1] if columns.get("loss") else None
+    if about.get("end") == "not finite" or (last is not None and not math.isfinite(last)):
         step = about.get("steps")
         return loss, "diverged: loss or gradient isn't finite" + ("" if step is None else f" at step {step}")
     return loss, None
