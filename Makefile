@@ -3,6 +3,7 @@
 # make check   what a reviewer would run first: style, layers, types
 # make bench   TPC-H beside DuckDB and Dask DataFrame, exchanges beside Dask DataFrame, planning
 # make bench-recovery   what killed nodes, slow workers and a killed scheduler cost, beside Dask DataFrame
+# make bench-training   a training step and kills beside PyTorch's DDP, and the RDD paper's experiments
 # make chaos   a pipeline with shuffles under 200 random schedules of faults, compared byte by byte
 # make clean   everything that these targets made
 
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 WORKERS ?= 4
 
-.PHONY: demo test test-fast check format bench bench-recovery chaos clean
+.PHONY: demo test test-fast check format bench bench-recovery bench-training chaos clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -58,6 +59,10 @@ bench-recovery: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/backups.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/loop.py
+
+bench-training: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/rdd_training.py
 
 RUNS ?= 200
 SEED ?= 1
