@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: most rows of an output that are shown
 SHOWN_ROWS = 10
+#: longest line of the demo's plan, in characters
+SHOWN_WIDTH = 110
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -91,31 +93,52 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--rows", type=click.IntRange(0), default=1_000_000, show_default=True, help="Generated rides.")
+@click.option("--rows", type=click.IntRange(1), default=500_000, show_default=True, help="Generated rides.")
 @click.option("--output", type=click.Path(), metavar="DIR", help="Keep the cleaned rides here, as Parquet.")
-@_workers
+@click.option(
+    "--workers", type=click.IntRange(1, 64), help="Local nodes, a worker process each.  [default: 4]"
+)
 @_report
 @_quiet
 @_debug
-def demo(rows: int, output: str | None, workers: int | None, report_json: str | None, quiet: bool) -> None:
-    """Run a whole pipeline on generated data, on a local cluster."""
+def demo(rows: int, output: str | None, workers: int | None, report_json: str | None, quiet: bool) -> int:
+    """Prepare generated data and train a model, twice: the second time with a node killed half-way.
+
+    Exits with 1 if anything differs between the two.
+    """
     import tempfile
 
     from . import demo as example
+    from .chaos.demonstration import demonstrate, demonstration_lines
     from .planner.explain import physical_lines
-    from .runtime.display import plural
     from .session import plan
 
     with tempfile.TemporaryDirectory(prefix="headwater-demo-") as folder:
-        datasets = example.rides.bind(rows=rows, output=output or str(Path(folder) / "rides"))
+        clean = example.rides.bind(rows=rows, output=str(Path(folder) / "clean"))
+        broken = example.rides.bind(rows=rows, output=output or str(Path(folder) / "rides"))
         click.echo(
             f"{rows:,} generated rides through the pipeline in {_short(example.__file__)}, planned as\n"
         )
-        click.echo("\n".join(physical_lines(plan(datasets, example.OPTIONS))))
-        click.echo(f"\nRunning on a local cluster of {plural(workers or 4, 'worker')}.")
-        _run("demo", datasets, None, workers or 4, report_json, quiet, example.OPTIONS)
+        click.echo("\n".join(map(_cut, physical_lines(plan(broken, example.OPTIONS)))))
+        if report_json:
+            Path(report_json).parent.mkdir(parents=True, exist_ok=True)
+        _state().running = True
+        with _reported(report_json):
+            found = demonstrate(
+                clean,
+                broken,
+                example.STEPS // 2,
+                nodes=workers or 4,
+                options=example.OPTIONS,
+                progress=not quiet,
+                tell=lambda text: click.echo(f"\n{text}"),
+                show=lambda result: _show(result, report_json),
+            )
+    click.echo()
+    click.echo("\n".join(demonstration_lines(found)))
     if not output:
         click.echo("The Parquet files were temporary; --output DIR keeps them.")
+    return OK if found.equal else FAILED
 
 
 @cli.command()
@@ -451,9 +474,14 @@ def _reported(report_json: str | None) -> Iterator[None]:
 
 
 def _output_text(name: str, result: RunResult) -> str:
+    from .ops.training.model_table import MODEL_SCHEMA, decode_model
     from .runtime.display import bytes_text, plural, table_text
+    from .runtime.model_text import model_text
 
     figures = result.report.outputs[name]
+    if result.schema(name).equals(MODEL_SCHEMA):
+        text = model_text(decode_model(result.table(name)))
+        return f"{name}\n{text}\n{bytes_text(figures.bytes)}, digest {figures.digest}"
     first = result.head(name, SHOWN_ROWS)
     more = "\n..." if first.num_rows < (figures.files or figures.rows) else ""
     files = f" in {plural(figures.files, 'file')}" if figures.files else ""
@@ -527,6 +555,10 @@ def _tell(error: Exception, state: _State) -> None:
 def _short(path: str) -> str:
     here = Path(path)
     return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= SHOWN_WIDTH else f"{line[: SHOWN_WIDTH - 1]}…"
 
 
 def _broken_pipe() -> int:
