@@ -1,4 +1,4 @@
-# make demo    the whole way on generated data, on a local cluster of four workers
+# make demo    the whole way on generated data, to a trained model, on four local nodes, one of which is killed half-way
 # make test    every test; test-fast leaves out those that start processes
 # make check   what a reviewer would run first: style, layers, types
 # make bench   TPC-H beside DuckDB and Dask DataFrame, exchanges beside Dask DataFrame, planning

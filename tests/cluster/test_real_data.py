@@ -130,3 +130,23 @@ def test_real_flights_in_arrow_are_sorted_and_counted(sessions):
     expected = duckdb.sql(f"SELECT {name}, count(*) AS n FROM raw GROUP BY 1 ORDER BY n DESC, 1 LIMIT 20")
     assert tables["counts"].to_pylist() == expected.to_arrow_table().to_pylist()
     assert tables["rows"].to_pylist() == [{"n": raw.num_rows}]
+
+
+def test_adult_incomes_are_learnt_by_logistic_regression(sessions):
+    tables = run_on_both(sessions, example("adult_model").adult_model.bind(data=str(DATA)))
+    (quality,) = tables["quality"].to_pylist()
+    people = duckdb.sql(f"SELECT count(*) FROM read_csv('{DATA}/adult.csv')").fetchall()[0][0]
+    assert quality["people"] == pytest.approx(people / 5, rel=0.03)
+    assert quality["auc"] > 0.88
+    assert quality["log_loss"] < 0.36
+    assert quality["accuracy"] > 1 - quality["rich"] + 0.05
+
+
+@pytest.mark.slow
+def test_digits_are_read_by_a_perceptron_and_a_pytorch_network(sessions):
+    pytest.importorskip("torch")
+    tables = run_on_both(sessions, example("mnist").mnist.bind(data=str(DATA), epochs="2"))
+    for name in ("mlp_quality", "cnn_quality"):
+        (quality,) = tables[name].to_pylist()
+        assert 1900 < quality["images"] < 2100
+        assert quality["accuracy"] > 0.8

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import pkgutil
 import re
+import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,12 @@ def test_the_guide_runs():
     assert result.failed == 0
 
 
+def test_the_page_on_training_runs():
+    result = doctest.testfile(str(ROOT / "docs" / "training.md"), module_relative=False, optionflags=FLAGS)
+    assert result.attempted > 15
+    assert result.failed == 0
+
+
 def test_the_page_on_hyperparameter_search_runs():
     result = doctest.testfile(str(ROOT / "docs" / "search.md"), module_relative=False, optionflags=FLAGS)
     assert result.attempted > 5
@@ -48,7 +57,7 @@ def test_the_page_on_hyperparameter_search_runs():
 
 def test_the_readmes_pipeline_runs_and_its_plan_is_what_explain_prints(tmp_path: Path, capsys):
     readme = (ROOT / "README.md").read_text()
-    (source,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    source, _ = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     (picture,) = re.findall(r"```text\n(.*?)```", readme, re.DOTALL)
     file = tmp_path / "zones.py"
     file.write_text(source)
@@ -56,6 +65,18 @@ def test_the_readmes_pipeline_runs_and_its_plan_is_what_explain_prints(tmp_path:
     assert "4 rows" in capsys.readouterr().out
     assert execute(["explain", str(file)]) == OK
     assert picture.strip() in capsys.readouterr().out
+
+
+def test_the_readmes_model_is_trained(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    _, source = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    file = tmp_path / "tips.py"
+    file.write_text(source)
+    inline = partial(headwater.Session, "inline")
+    monkeypatch.setattr(headwater, "Session", inline)
+    runpy.run_path(str(file), run_name="__main__")
+    (quality,) = ast.literal_eval(capsys.readouterr().out)
+    assert quality["auc"] > 0.8
+    assert 19_000 < quality["rows"] < 20_000
 
 
 def test_relative_links_lead_somewhere():
