@@ -95,11 +95,10 @@ def demonstrate(
     """
     if step < 0:
         raise ParameterError(f"demonstrate(step={step}): give a step of the training, 0 or more.")
-    shown: bool = bool(progress)
     with ChaosCluster(nodes, 1) as cluster:
         tell(f"Cluster: {plural(nodes, 'node')}, each a worker process with a scratch folder of its own.")
         with (
-            Session(cluster.address, progress=shown, options=options) as session,
+            Session(cluster.address, progress=progress, options=options) as session,
             session.run(clean, name="demo") as first,
         ):
             whole = first.report
@@ -109,7 +108,7 @@ def demonstrate(
         cluster.mend()
         fault = parse_fault("kill", f"node@{TRAIN_STEP}:{step}")
         injector = Injector(cluster, [fault], 0, lambda: None, replace=nodes == 1)
-        with progress_display(shown) as observer, _breaking(injector):
+        with progress_display(progress) as observer, _breaking(injector):
             watch = _Watch(injector, observer)
             with (
                 Session(cluster.address, progress=watch, options=options) as session,
@@ -176,7 +175,6 @@ def _breaking(injector: Injector) -> Iterator[None]:
     over = threading.Event()
 
     def work() -> None:
-        injector.begin()
         while not over.wait(_LOOK_SECONDS):
             injector.step(0.0)
 
@@ -195,13 +193,15 @@ class _Watch:
 
     def __init__(self, injector: Injector, observer: Observer):
         self._injector, self._observer = injector, observer
-        self._before: list[Mapping[str, float]] = []
+        self._before: list[Mapping[str, float]] | None = None
         self._killed_at: float | None = None
         self.pause: float | None = None
 
     def __call__(self, snapshot: Snapshot) -> None:
         self._observer(snapshot)
         figures, now = [stage.metrics for stage in snapshot.stages], time.monotonic()
+        if self._before is None:
+            self._injector.begin()  # the run's time is counted from here
         if not self._injector.injected:
             self._before = figures
         elif self._killed_at is None:
