@@ -16,11 +16,12 @@ from typing import Any, Protocol
 
 import cloudpickle
 
-from ...errors import ClusterError, DiskFullError, ParameterError, TypeMismatchError
+from ...errors import ClusterError, DiskFullError, ParameterError, TypeMismatchError, UserFunctionError
 from ...ops.pickling import dumps
 from ...ops.training.program import DataInfo, State
+from ...ops.user_functions import own_traceback
 from ..task import CancelledTask, FetchFailedError, Segment, TaskMovedError
-from .gang_plan import Candidate, Range, assign, choose_members, newest
+from .gang_plan import Candidate, Range, assign, choose_members
 from .job import Fence, Orders, PrepareOrders, ShardSummary, TrainingLog, TrainJob
 from .member import REGROUP, Member, Outcome
 from .service import TrainingService
@@ -36,9 +37,7 @@ EXCLUDED_SECONDS = 5.0
 #: generations that may break one after the other without a step
 MOST_BROKEN = 20
 
-Relocate = Callable[
-    [Sequence[Segment]], tuple[Mapping[Segment, Segment], Mapping[str, tuple[str, ...]]]
-]
+Relocate = Callable[[Sequence[Segment]], tuple[Mapping[Segment, Segment], Mapping[str, tuple[str, ...]]]]
 
 
 class Network(Protocol):
@@ -51,7 +50,11 @@ class Network(Protocol):
         """Addresses of the workers that are known to live, as far as can be told."""
 
     def call_all(
-        self, addresses: Sequence[str], operation: str, timeout: float, arguments: Mapping[str, Mapping[str, Any]]
+        self,
+        addresses: Sequence[str],
+        operation: str,
+        timeout: float,
+        arguments: Mapping[str, Mapping[str, Any]],
     ) -> dict[str, dict[str, Any] | BaseException]:
         """Call a handler on several workers at once, each with arguments of its own; errors are returned."""
 
@@ -94,7 +97,8 @@ class Coordinator:
         self._token = secrets.token_hex(16)
         self._generation = 0
         self._members: list[Candidate] = []
-        self._known: set[str] = set()
+        #: address of its own worker, which changes when a worker goes on with another Dask scheduler
+        self._leader = network.address
         self._summaries: dict[tuple[str, int], ShardSummary] = {}
         self._excluded: dict[str, tuple[float, int]] = {}
         #: nodes whose disks have no room for shards
@@ -137,6 +141,7 @@ class Coordinator:
         while True:
             self._regroup.clear()
             self._check()
+            self._leader = self.network.address
             candidates = self._gather()
             self._raise_errors(candidates)
             members, ranges = self._plan([candidate for candidate, _ in candidates])
@@ -158,14 +163,14 @@ class Coordinator:
                 broken = broken + 1 if member.step == step else 0
                 if broken > MOST_BROKEN:
                     raise ClusterError(
-                        f"training stopped at step {member.step}: {MOST_BROKEN} gangs in a row broke before their first "
-                        "step. Can the workers open connections to each other?"
+                        f"training stopped at step {member.step}: {MOST_BROKEN} gangs in a row broke before their "
+                        "first step. Can the workers open connections to each other?"
                     )
 
     def _run_generation(self, member: Member, members: list[Candidate], ranges: list[Range]) -> Outcome:
         orders = self._orders(members, ranges)
         others = {m.address: replace(orders, rank=rank) for rank, m in enumerate(members)}
-        own = others.pop(self.network.address)
+        own = others.pop(self._leader)
         self._generation += 1
         self.log.generations += 1
         arguments = {a: {**self._address(), "orders": dumps(told)} for a, told in others.items()}
@@ -183,16 +188,14 @@ class Coordinator:
             rank=0,
             addresses=tuple(m.endpoint for m in members),
             layout=tuple(ranges),
-            root=newest(members),
             token=self._token,
             info=self.info,
-            steps=tuple(m.step for m in members),
         )
 
     def _plan(self, candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[Range]]:
         strategy = self.job.kernel.strategy
         most = min(self.job.shards, strategy.workers or self.job.shards)
-        members = choose_members(candidates, most, self.network.address)
+        members = choose_members(candidates, most, self._leader)
         return assign(members, self.job.shards, self._local_bytes())
 
     def _note_changes(self, members: list[Candidate]) -> None:
@@ -212,10 +215,10 @@ class Coordinator:
         return {"key": self.job.name, "fence": list(self.fence)}
 
     def _gather(self) -> list[tuple[Candidate, BaseException | None]]:
-        """Ask all workers, and return those that answer."""
-        now = time.monotonic()
-        living = [a for a in self.network.workers() if self._excluded.get(a, (0.0, 0))[0] <= now]
-        return self._open(list(dict.fromkeys([self.network.address, *living])))
+        """Ask all workers, and return those that answer; members, even if Dask's scheduler doesn't know them."""
+        now, members = time.monotonic(), [m.address for m in self._members]
+        known = dict.fromkeys([self._leader, *members, *self.network.workers()])
+        return self._open([a for a in known if self._excluded.get(a, (0.0, 0))[0] <= now])
 
     def _open(self, addresses: list[str]) -> list[tuple[Candidate, BaseException | None]]:
         answers: dict[str, dict[str, Any] | BaseException] = {}
@@ -233,17 +236,22 @@ class Coordinator:
         for address in addresses:
             reply = answers[address]
             if isinstance(reply, BaseException):
-                if address == self.network.address:
+                if address == self._leader:
                     raise reply
                 continue
             if reply.get("fenced"):
                 raise CancelledTask(f"another coordinator trains {self.job.name}")
             packed = reply["error"]
             error = None if packed is None else cloudpickle.loads(packed)
-            if reply["node"] in self._full and address != self.network.address:
+            if reply["node"] in self._full and address != self._leader:
                 continue
             told = Candidate(
-                address, reply["node"], reply["endpoint"], reply["step"], reply["draining"], frozenset(reply["shards"])
+                address,
+                reply["node"],
+                reply["endpoint"],
+                reply["step"],
+                reply["draining"],
+                frozenset(reply["shards"]),
             )
             candidates.append((told, error))
         return candidates
@@ -279,7 +287,7 @@ class Coordinator:
                         raise CancelledTask(f"another coordinator trains {self.job.name}")
                     if "error" in reply:
                         error = cloudpickle.loads(reply["error"])
-                        if not isinstance(error, DiskFullError) or address == self.network.address:
+                        if not isinstance(error, DiskFullError) or address == self._leader:
                             raise error
                         self._full.add(next(m.node for m in members if m.address == address))
                         return False
@@ -331,8 +339,8 @@ class Coordinator:
                 known = widths.setdefault(name, width)
                 if known != width:
                     raise TypeMismatchError(
-                        f"{self.job.kernel.label}: the vectors of {name!r} have {known} numbers in one part of the rows "
-                        f"and {width} in another. They must all have one length."
+                        f"{self.job.kernel.label}: the vectors of {name!r} have {known} numbers in one part of the "
+                        f"rows and {width} in another. They must all have one length."
                     )
         return widths
 
@@ -385,7 +393,14 @@ class Coordinator:
         metrics = program.metrics(state)
         self._report(program.progress(state), metrics)
         for callback in self.job.kernel.callbacks:
-            callback({"step": float(state["step"]), **metrics})
+            try:
+                callback({"step": float(state["step"]), **metrics})
+            except (Exception, SystemExit) as error:
+                name = getattr(callback, "__qualname__", type(callback).__name__)
+                raise UserFunctionError(
+                    f"{self.job.kernel.label}: the callback {name} raised {type(error).__name__}: {error}\n"
+                    f"after step {state['step']}; it got {metrics}\n{own_traceback(error)}"
+                ) from error
 
     def _watch(self, member: Member) -> None:
         while not self._over.wait(WATCH_SECONDS):
@@ -418,4 +433,3 @@ class Coordinator:
         members, ranges = self._plan(list(found.values()))
         if not silent and {m.address for m in members} != current and self._prepare(members, ranges):
             self._regroup.set()
-

@@ -89,14 +89,3 @@ def assign(
             by_rank[-rank] = members[-member]
             taken.add(-member)
     return [by_rank[rank] for rank in range(len(members))], ranges
-
-
-def newest(members: Sequence[Candidate]) -> int | None:
-    """Return the rank that has the newest state, the lowest of several; None if no one has any.
-
-    Example:
-        >>> newest([Candidate("a", "n", step=3), Candidate("b", "n", step=4), Candidate("c", "n", step=4)])
-        1
-    """
-    best = max(member.step for member in members)
-    return None if best < 0 else next(rank for rank, member in enumerate(members) if member.step == best)

@@ -29,6 +29,8 @@ class TrainJob:
         owner: the driver's process.
         kernel: program, features, settings.
         schemas: of each part's rows: "train", and "validation" if there is one.
+        names: of each part, what its shards' files are called; the same for all train stages of the run that cut the
+            same rows in the same way.
         bounds: of each part, the row numbers at which shards are cut, shape (shards + 1,).
         quota_bytes: bound of each node's scratch folder.
     """
@@ -39,12 +41,13 @@ class TrainJob:
     owner: Owner
     kernel: TrainKernel
     schemas: Mapping[str, pa.Schema]
+    names: Mapping[str, str]
     bounds: Mapping[str, np.ndarray]
     quota_bytes: int | None = None
 
     @property
     def name(self) -> str:
-        """Unique in a cluster."""
+        """Names the gang, uniquely in a cluster."""
         return f"{self.run}/s{self.stage}"
 
     @property
@@ -96,20 +99,16 @@ class Orders:
         rank: of the member.
         addresses: of the endpoints, by rank.
         layout: ranges of shards, by rank.
-        root: the rank whose state the others take; None lets each start from the beginning.
         token: that members of this gang know each other by.
         info: what the program is told of the data.
-        steps: how many steps the state of each rank includes; -1 without a state.
     """
 
     generation: int
     rank: int
     addresses: tuple[str, ...]
     layout: tuple[Range, ...]
-    root: int | None
     token: str
     info: DataInfo
-    steps: tuple[int, ...]
 
 
 @dataclass

@@ -136,6 +136,11 @@ class Member:
                 if group is not None:
                     group.close()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a generation goes on."""
+        return self._running.locked()
+
     def abandon(self) -> None:
         """End the generation that runs, from any thread."""
         group = self._group
@@ -153,7 +158,8 @@ class Member:
     def _steps(self, orders: Orders, pool: ThreadPoolExecutor, prefetcher: Prefetcher) -> Outcome:
         program = self.job.kernel.program
         self._agree_on_state(orders)
-        assert self._group is not None and self.state is not None
+        assert self._group is not None
+        assert self.state is not None
         if self._sharded is not None and not self._sharded.share(self.state, self.step, self._group):
             self.state, self.step = None, -1  # lineage has to make it again
             return Outcome.REGROUP
@@ -187,7 +193,8 @@ class Member:
         self, parts: Mapping[int, list[np.ndarray]], names: Sequence[str], shapes: Sequence[tuple[int, ...]]
     ) -> list[bytes]:
         """Sum the statistics, and update the whole state."""
-        assert self._group is not None and self.state is not None
+        assert self._group is not None
+        assert self.state is not None
         sums, notes = self._group.all_reduce(parts, self.note())
         total = {name: array.reshape(shape) for name, array, shape in zip(names, _on_device(sums), shapes)}
         state, self.state, step, self.step = self.state, None, self.step, -1  # an update may use it up
@@ -195,20 +202,24 @@ class Member:
         return notes
 
     def _agree_on_state(self, orders: Orders) -> None:
-        """Take the newest state of all, or begin."""
+        """Take the newest state of all, or begin.
+
+        Members ask each other: what the coordinator heard may have been the step before.
+        """
         assert self._group is not None
-        if orders.root is None:
+        steps = [int(note) for note in self._group.barrier(str(self.step).encode())]
+        newest = max(steps)
+        if newest < 0:
             self.state, self.step = self.job.kernel.program.start(orders.info), 0
             return
-        if all(step == orders.steps[orders.root] for step in orders.steps):
+        if min(steps) == newest:
             return
-        given = []
-        if orders.rank == orders.root:
+        root, given = steps.index(newest), []
+        if orders.rank == root:
             given = [np.frombuffer(pickle.dumps(host_state(self.state), 5), np.uint8)]
-        (packed,) = self._group.broadcast(given, orders.root)
-        if orders.rank != orders.root:
-            self.state = device_state(pickle.loads(packed.tobytes()))
-            self.step = orders.steps[orders.root]
+        (packed,) = self._group.broadcast(given, root)
+        if orders.rank != root:
+            self.state, self.step = device_state(pickle.loads(packed.tobytes())), newest
 
     def _shard(self, index: int, info: DataInfo) -> Shard:
         validation = self._view("validation", index, info) if "validation" in self.job.bounds else None

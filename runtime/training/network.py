@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,25 +21,38 @@ class DaskNetwork:
     """The workers of a Dask cluster, from a thread of one of them.
 
     The last known workers are remembered, so that training goes on without a Dask scheduler.
+
+    Args:
+        worker: gives the process's present Dask worker.
+        service: its own.
+        known: addresses that are known at the start.
     """
 
-    def __init__(self, worker: Worker, service: TrainingService, known: Sequence[str] = ()):
-        self._worker, self._service = worker, service
-        self.address: str = worker.address
+    def __init__(self, worker: Callable[[], Worker], service: TrainingService, known: Sequence[str] = ()):
+        self._present, self._service = worker, service
         self._known = list(known)
+
+    @property
+    def address(self) -> str:
+        """Of the present worker."""
+        return str(self._present().address)
 
     def workers(self) -> list[str]:
         """The workers that the Dask scheduler has, or had when it last answered."""
 
         async def ask() -> list[str]:
-            return list(await asyncio.wait_for(self._worker.scheduler.ncores(), _SCHEDULER_SECONDS))
+            return list(await asyncio.wait_for(self._present().scheduler.ncores(), _SCHEDULER_SECONDS))
 
         with suppress(Exception):
             self._known = self._run(ask())
         return self._known
 
     def call_all(
-        self, addresses: Sequence[str], operation: str, timeout: float, arguments: Mapping[str, Mapping[str, Any]]
+        self,
+        addresses: Sequence[str],
+        operation: str,
+        timeout: float,
+        arguments: Mapping[str, Mapping[str, Any]],
     ) -> Answers:
         """Call a handler on several workers at once; errors are returned."""
         if not addresses:
@@ -48,7 +61,7 @@ class DaskNetwork:
         async def call(address: str) -> Any:
             if address == self.address:
                 return await self._service.handlers()[operation](**arguments[address])
-            remote = getattr(self._worker.rpc(address), operation)
+            remote = getattr(self._present().rpc(address), operation)
             return await asyncio.wait_for(remote(**arguments[address]), timeout)
 
         async def call_each() -> list[Any]:
@@ -57,7 +70,7 @@ class DaskNetwork:
         return dict(zip(addresses, self._run(call_each())))
 
     def _run(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._worker.loop.asyncio_loop).result()
+        return asyncio.run_coroutine_threadsafe(coroutine, self._present().loop.asyncio_loop).result()
 
 
 class Alone:
@@ -71,7 +84,11 @@ class Alone:
         return [self.address]
 
     def call_all(
-        self, addresses: Sequence[str], operation: str, timeout: float, arguments: Mapping[str, Mapping[str, Any]]
+        self,
+        addresses: Sequence[str],
+        operation: str,
+        timeout: float,
+        arguments: Mapping[str, Mapping[str, Any]],
     ) -> Answers:
         """Call its own handler."""
         handler = self._service.handlers()[operation]

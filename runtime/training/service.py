@@ -84,6 +84,12 @@ class TrainingService:
         with self._lock:
             return self._members[key]
 
+    @property
+    def is_training(self) -> bool:
+        """Whether this process takes part in a generation."""
+        with self._lock:
+            return any(member.is_running for member in self._members.values())
+
     def forget(self, run: str) -> None:
         """A run is over."""
         with self._lock:

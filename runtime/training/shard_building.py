@@ -22,7 +22,7 @@ def shard_source(
     """Make what reads the shards of a part ("train", "validation") of a job's rows on this node."""
     return ShardSource(
         job.run,
-        f"s{job.stage}-{part}-{job.shards}",
+        job.names[part],
         job.schemas[part],
         job.kernel.features,
         store,

@@ -1,9 +1,9 @@
-"""Sharded state: each member keeps the optimizer's state of its own part of the parameters, and a shadow of its neighbour's.
+"""Sharded state: each member keeps the optimizer's state of its part of the parameters, and a shadow of another part.
 
 A step is a reduce-scatter of the gradient, an update of the own part, and an all-gather of the parameters. Before
-the all-gather, each member's new part of the optimizer's state goes to the next rank, its buddy. A member has a finished
-all-gather only after all members have their neighbours' new shadows, and until then nothing old is thrown away. So the
-newest step that any survivor has finished can be put together from the survivors, as long as no two neighbours died.
+the all-gather, each member's new part of the optimizer's state goes to the next rank, its buddy. A member finishes the
+all-gather only after all have their neighbours' new shadows, and until then nothing old is thrown away. So the newest
+step that a survivor has finished can be put together from the survivors, as long as no two neighbours died.
 
 Source: ZeRO stage 1 (Rajbhandari et al. 2020); in-memory copies on a peer as in Gemini (Wang et al. 2023).
 """
@@ -65,7 +65,7 @@ class ShardedState:
         """Give each member the parts of the optimizer's state that it needs now, at the start of a generation.
 
         Args:
-            state: at ``step``; its optimizer's state is replaced by this member's part. Before the first step it is whole.
+            state: at ``step``; its optimizer's state, whole before the first step, becomes this member's part.
             step: that the gang goes on from.
             group: the generation's.
 
@@ -92,7 +92,8 @@ class ShardedState:
         if not all(note == b"" for note in group.barrier(b"" if complete else b"L")):
             self._held = []
             return False
-        assert mine is not None and shadow is not None
+        assert mine is not None
+        assert shadow is not None
         self._held = [mine, shadow]
         state["optimizer"] = _to_device(mine.arrays)
         return True
@@ -135,9 +136,7 @@ class ShardedState:
         where = group.chunk(size)
         pieces = dict(zip((names[n] for n in large), _on_device(chunks)))
         piece = self._update(state, {**total, **pieces}, where, size)
-        mine = Held(
-            step + 1, where.start, where.stop, {n: to_host(a) for n, a in piece.optimizer.items()}
-        )
+        mine = Held(step + 1, where.start, where.stop, {n: to_host(a) for n, a in piece.optimizer.items()})
         squares, shadow = self._exchange(group, mine, piece.squares)
         self._held = [part for part in self._held if part.step == step] + [mine, shadow]
         (params,) = group.all_gather([np.ascontiguousarray(to_host(piece.params))], [size])
@@ -165,9 +164,7 @@ class ShardedState:
     def _exchange(self, group: Group, mine: Held, squares: np.ndarray) -> tuple[np.ndarray, Held]:
         """Send the own part to the buddy, and to all what the norm of the gradient is made from."""
         buddy = (group.rank + 1) % group.size
-        payloads = [
-            pickle.dumps((squares, mine if rank == buddy else None), 5) for rank in range(group.size)
-        ]
+        payloads = [pickle.dumps((squares, mine if rank == buddy else None), 5) for rank in range(group.size)]
         found = [pickle.loads(got) for got in group.all_to_all(payloads)]
         return np.concatenate([part for part, _ in found]), found[group.rank - 1][1]
 

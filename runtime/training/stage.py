@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
+from ...lineage.keys import lineage_key
 from ...ops.training.model_table import encode_model
 from ...ops.training.program import Program, State
 from ...ops.training.sampling import shard_bounds
@@ -78,6 +80,7 @@ def train_stage(
     about = {
         "objective": kernel.objective.label,
         "steps": int(state["step"]),
+        **({"end": state["end"]} if state.get("end") else {}),
         "names": list(coordinator.info.names),
         "widths": coordinator.widths(),
     }
@@ -97,10 +100,24 @@ def make_job(
     bounds = {"train": shard_bounds(rows[0], shards, kernel.settings.batch_size)}
     if len(rows) > 1:
         bounds["validation"] = shard_bounds(rows[1], shards, shards)  # as even as can be
-    named = dict(zip(bounds, schemas))
+    names = {part: _file_name(kernel, segments, cut) for (part, cut), segments in zip(bounds.items(), inputs)}
     return TrainJob(
-        task.run, task.stage, program.key, program.owner, kernel, named, bounds, task.quota_bytes
+        task.run,
+        task.stage,
+        program.key,
+        program.owner,
+        kernel,
+        dict(zip(bounds, schemas)),
+        names,
+        bounds,
+        task.quota_bytes,
     )
+
+
+def _file_name(kernel: TrainKernel, segments: Sequence[Segment], bounds: np.ndarray) -> str:
+    """Name the files of a part's shards by what is in them."""
+    content = lineage_key("Shards", (kernel.features.parameters(), bounds.tolist()), ())
+    return f"s{segments[0].stage if segments else 0}-{content[:16]}"
 
 
 def _history(program: Program, state: State) -> list[dict[str, float]]:

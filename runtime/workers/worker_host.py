@@ -291,7 +291,8 @@ class WorkerHost:
             state = worker.state
             if not (state.ready or state.constrained or worker.status != Status.running):
                 worker.status = Status.paused
-            if worker.status == Status.paused and not (runtime.running() or state.executing):
+            busy = runtime.running() or state.executing or runtime.training.is_training
+            if worker.status == Status.paused and not busy:
                 return True
             if clock() >= end:
                 return False

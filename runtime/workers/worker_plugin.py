@@ -187,7 +187,7 @@ class WorkerRuntime:
             program, name = self.program(payload), str(self.worker.address)
             training = TrainingHost(
                 self.training,
-                lambda known: DaskNetwork(self.worker, self.training, known),
+                lambda known: DaskNetwork(lambda: self.worker, self.training, known),
                 lambda: self.draining,
             )
             shared = (self.broadcasts, mailbox, progress, training)

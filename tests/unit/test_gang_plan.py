@@ -1,10 +1,9 @@
 """Who is in a gang, and who carries which shards."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.runtime.training.gang_plan import Candidate, assign, choose_members, even_ranges, newest
+from headwater.runtime.training.gang_plan import Candidate, assign, choose_members, even_ranges
 
 
 @given(st.integers(1, 64), st.integers(1, 64))
@@ -62,8 +61,3 @@ def test_after_a_death_the_others_keep_most_of_their_shards():
     order, ranges = assign(members, 8, {})
     kept = sum(len(m.shards & set(range(*span))) for m, span in zip(order, ranges))
     assert kept == 6
-
-
-@pytest.mark.parametrize(("steps", "root"), [([-1, -1], None), ([-1, 0], 1), ([4, 5, 5], 1)])
-def test_the_newest_state_counts(steps, root):
-    assert newest([Candidate(str(i), "n", step=step) for i, step in enumerate(steps)]) == root
