@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import NonDeterministicError, RunFailedError
 from ..lineage.suspects import location
 from ..ops.map_batches import MapBatchesKernel
+from ..ops.training.train import TrainKernel
 from ..planner.plan import Stage, all_kernels
 
 
@@ -26,8 +27,14 @@ def partitions_text(partitions: np.ndarray) -> str:
 
 def functions_text(stage: Stage) -> str:
     """Name the user functions of a stage and where they were written; empty if it has none."""
-    kernels = [k for k in all_kernels(stage.operator) if isinstance(k, MapBatchesKernel)]
-    return " or ".join(dict.fromkeys(f"map_batches({k.name}), {location(k.function)}" for k in kernels))
+    named: list[str] = []
+    for kernel in all_kernels(stage.operator):
+        if isinstance(kernel, MapBatchesKernel):
+            named.append(f"map_batches({kernel.name}), {location(kernel.function)}")
+        elif isinstance(kernel, TrainKernel):
+            functions = kernel.objective.functions()
+            named += [f"train({getattr(f, '__name__', type(f).__name__)}), {location(f)}" for f in functions]
+    return " or ".join(dict.fromkeys(named))
 
 
 def with_cause(text: str, cause: BaseException) -> RunFailedError:
