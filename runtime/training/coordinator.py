@@ -16,14 +16,22 @@ from typing import Any, Protocol
 
 import cloudpickle
 
-from ...errors import ClusterError, DiskFullError, ParameterError, TypeMismatchError, UserFunctionError
+from ...errors import (
+    ClusterError,
+    DiskFullError,
+    ParameterError,
+    TypeMismatchError,
+    UserFunctionError,
+    VersionMismatchError,
+)
 from ...ops.pickling import dumps
 from ...ops.training.program import DataInfo, State
 from ...ops.user_functions import own_traceback
 from ..task import CancelledTask, FetchFailedError, Segment, TaskMovedError
 from .gang_plan import Candidate, Range, assign, choose_members
 from .job import Fence, Orders, PrepareOrders, ShardSummary, TrainingLog, TrainJob
-from .member import REGROUP, Member, Outcome
+from .member import GO_ON, REGROUP, Member, Outcome
+from .numerics import differences, numerics
 from .service import TrainingService
 from .shard_source import ShardPlan, plan_shards
 
@@ -241,6 +249,11 @@ class Coordinator:
                 continue
             if reply.get("fenced"):
                 raise CancelledTask(f"another coordinator trains {self.job.name}")
+            if unlike := differences(numerics(), reply["numerics"]):
+                raise VersionMismatchError(
+                    f"{self.job.kernel.label}: worker {address} would compute other bits than {self._leader}: "
+                    f"{unlike}. Train on workers with the same processors and libraries."
+                )
             packed = reply["error"]
             error = None if packed is None else cloudpickle.loads(packed)
             if reply["node"] in self._full and address != self._leader:
@@ -383,7 +396,7 @@ class Coordinator:
             raise TaskMovedError(f"{self.network.address} is about to leave")
 
     def _note(self) -> bytes:
-        return REGROUP if self._regroup.is_set() else b""
+        return REGROUP if self._regroup.is_set() else GO_ON
 
     def _stepped(self, state: State) -> None:
         if self._broken_at is not None:

@@ -12,15 +12,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import xxhash
 from threadpoolctl import threadpool_limits
 
+from ...errors import NonDeterministicError
 from ...ops.backend import array_namespace, to_host
 from ...ops.training.determinism import check_repeats
 from ...ops.training.minibatch import Minibatch
 from ...ops.training.program import DataInfo, Shard, State
 from ...ops.training.sampling import Order, shard_shares
 from ..collectives.endpoint import Endpoint
-from ..collectives.errors import GroupBrokenError
+from ..collectives.errors import GroupBrokenError, ranks_text
 from ..collectives.group import Group, form
 from ..fault_points import TRAIN_STEP, reach
 from ..nodes.node_store import NodeStore
@@ -34,12 +36,16 @@ from .shard_source import PreparedShard, ShardSource
 from .sharded_state import ShardedState
 from .streamed_shard import StreamedShard
 
-#: in the note of an operation: the gang is to stop after this step, as its constellation changes
-REGROUP = b"R"
+#: first byte of the note of a step: the gang is to stop after it, as its constellation changes; or not
+REGROUP, GO_ON = b"R", b"-"
 #: seconds for all members of a generation to find each other
 FORM_SECONDS = 10.0
 #: seconds after which an operation gives up; what is really wrong is noticed much sooner
 STEP_SECONDS = 3600.0
+
+
+#: members compare their states in every step whose number is a multiple of this
+CHECKED_STEPS = 50
 
 
 class Outcome(Enum):
@@ -83,7 +89,8 @@ class Member:
         )
         self.stepped = time.monotonic()
         self.on_step: Callable[[State], None] | None = None
-        self.note: Callable[[], bytes] = bytes
+        self.note: Callable[[], bytes] = lambda: GO_ON
+        self._sums: list[np.ndarray] = []
         self._group: Group | None = None
         self._running = threading.Lock()
 
@@ -181,7 +188,7 @@ class Member:
             self.stepped = time.monotonic()
             if self.on_step is not None:
                 self.on_step(self.state)
-            if REGROUP in notes:
+            if any(note[:1] == REGROUP for note in notes):
                 finished = program.finished(self.state)
                 break
         if finished and self._sharded is not None:
@@ -195,11 +202,33 @@ class Member:
         """Sum the statistics, and update the whole state."""
         assert self._group is not None
         assert self.state is not None
-        sums, notes = self._group.all_reduce(parts, self.note())
+        program = self.job.kernel.program
+        out = self._room(next(iter(parts.values()))) if isinstance(program, Minibatch) else None
+        note = self.note() + (state_digest(self.state) if self.step % CHECKED_STEPS == 0 else b"")
+        sums, notes = self._group.all_reduce(parts, note, out=out)
+        self._check_states(notes)
         total = {name: array.reshape(shape) for name, array, shape in zip(names, _on_device(sums), shapes)}
         state, self.state, step, self.step = self.state, None, self.step, -1  # an update may use it up
-        self.state, self.step = self.job.kernel.program.update(state, total), step + 1
+        self.state, self.step = program.update(state, total), step + 1
         return notes
+
+    def _check_states(self, notes: Sequence[bytes]) -> None:
+        """Raise if members don't have the same state, though they went through the same steps."""
+        digests = [note[1:] for note in notes]
+        if len(set(digests)) > 1:
+            odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+            raise NonDeterministicError(
+                f"{self.job.kernel.label}: before step {self.step + 1}, the states of {ranks_text(odd)} of the gang "
+                "differ from that of rank 0. Their libraries or processors compute differently; use workers that are "
+                "alike, or look for what an objective's functions keep between calls."
+            )
+
+    def _room(self, like: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Arrays for the sums of a program that keeps none of them beyond its update: the same in every step."""
+        shape = [(array.size, array.dtype) for array in like]
+        if [(array.size, array.dtype) for array in self._sums] != shape:
+            self._sums = [np.empty(size, dtype) for size, dtype in shape]
+        return self._sums
 
     def _agree_on_state(self, orders: Orders) -> None:
         """Take the newest state of all, or begin.
@@ -270,6 +299,27 @@ def host_state(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(host_state(item) for item in value)
     return to_host(value) if hasattr(value, "__cuda_array_interface__") else value
+
+
+def state_digest(state: Any) -> bytes:
+    """Hash what a state holds; 8 bytes, the same wherever the arrays lie."""
+    hash = xxhash.xxh3_64()
+
+    def add(value: Any) -> None:
+        if isinstance(value, dict):
+            for name in sorted(value, key=str):
+                hash.update(str(name).encode())
+                add(value[name])
+        elif isinstance(value, list | tuple):
+            for item in value:
+                add(item)
+        elif hasattr(value, "dtype"):
+            hash.update(np.ascontiguousarray(to_host(value)).reshape(-1).view(np.uint8))
+        else:
+            hash.update(repr(value).encode())
+
+    add({name: value for name, value in state.items() if name != "history"})
+    return hash.digest()
 
 
 def device_state(value: Any) -> Any:

@@ -17,6 +17,7 @@ from ..task import FetchFailedError
 from ..workers.fetch import Fetcher
 from .job import Fence, Orders, TrainJob
 from .member import Member
+from .numerics import numerics
 from .shard_building import held_shards
 
 #: finished members whose state is kept, so that a coordinator that starts again needs no step
@@ -124,6 +125,7 @@ class TrainingService:
             "known": True,
             "node": self.store.node,
             "endpoint": member.endpoint.address,
+            "numerics": dict(numerics()),
             "step": member.step,
             "draining": self._draining(),
             "shards": held_shards(member.job, self.store, self.fetcher),

@@ -21,11 +21,11 @@ from tblib import pickling_support
 
 from ...errors import ClusterError, HeadwaterError, SerializationError
 from ...ops.pickling import dumps
+from ..collectives.endpoint import Endpoint
 from ..nodes.inventory import pack_inventory
 from ..nodes.kept import Kept
 from ..nodes.node_store import NodeStore, default_scratch
 from ..nodes.resident import Resident
-from ..collectives.endpoint import Endpoint
 from ..task import StageProgram, Task, TaskResult
 from ..training.network import DaskNetwork
 from ..training.service import TrainingService

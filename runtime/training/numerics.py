@@ -1,0 +1,44 @@
+"""Numerics: what the bits of a float computation depend on, in this process, beside what runs."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+
+from threadpoolctl import threadpool_info
+
+
+@lru_cache(maxsize=1)
+def numerics() -> Mapping[str, str]:
+    """Return the kind of processor, the kernels that BLAS chose for it, and PyTorch's version.
+
+    Members of a gang must have the same, or a shard would add other bits on one than on another. NumPy's version is
+    compared when a session joins a cluster.
+
+    Example:
+        >>> sorted(numerics())
+        ['blas', 'machine', 'torch']
+    """
+    libraries = [found for found in threadpool_info() if found["user_api"] == "blas"]
+    kernels = {str(found.get("architecture")) for found in libraries if "numpy" in found["filepath"]}
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = "none"
+    return {"machine": platform.machine(), "blas": ", ".join(sorted(kernels)), "torch": torch}
+
+
+def differences(mine: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    """Write what differs, as "torch 2.12 (here 2.13)"; empty if nothing does.
+
+    Example:
+        >>> differences({"torch": "2.13"}, {"torch": "2.12"})
+        'torch 2.12 (here 2.13)'
+    """
+    return ", ".join(
+        f"{name} {theirs.get(name, 'unknown')} (here {known})"
+        for name, known in mine.items()
+        if theirs.get(name) != known
+    )
