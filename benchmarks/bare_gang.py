@@ -15,11 +15,15 @@ import numpy as np
 from step_log import StepLog
 from threadpoolctl import threadpool_limits
 
-from headwater.ops.training.local_shard import local_shards, make_info
-from headwater.ops.training.program import Settings
+from headwater.ops.training.aligned import aligned_array
+from headwater.ops.training.local_shard import make_info
+from headwater.ops.training.program import DataInfo, Settings
+from headwater.ops.training.sampling import Order, shard_bounds, shard_shares
 from headwater.runtime.collectives.endpoint import Endpoint
 from headwater.runtime.collectives.group import Group, form
+from headwater.runtime.training.mapped_shard import MappedShard
 from headwater.runtime.training.prefetch import PrefetchedShard, Prefetcher
+from headwater.runtime.training.shard_file import ShardFile
 
 START_SECONDS = 60.0
 
@@ -39,6 +43,15 @@ def meet(folder: Path, rank: int, size: int, shards: int) -> Group:
     layout = [(shards * peer // size, shards * (peer + 1) // size) for peer in range(size)]
     addresses = [place.read_text() for place in places]
     return form(endpoint, rank, addresses, layout, 1, "bare", START_SECONDS)
+
+
+def shard_of(columns: dict[str, np.ndarray], info: DataInfo, index: int) -> MappedShard:
+    """Make a shard as a member of a gang has it, but for its file."""
+    first, stop = shard_bounds(info.rows, info.shards, info.batch_size).tolist()[index : index + 2]
+    arrays = {name: aligned_array(array[first:stop], np.float32) for name, array in columns.items()}
+    file = ShardFile(index, first, stop - first, dict(info.columns), {}, None, arrays)
+    share = int(shard_shares(info.shards, info.batch_size)[index])
+    return MappedShard(file, Order(info.seed, index, stop - first, share))
 
 
 def main() -> None:
@@ -64,7 +77,7 @@ def main() -> None:
     group = meet(options.folder, options.rank, options.size, options.shards)
     with threadpool_limits(limits=1), Prefetcher() as prefetcher:
         start, stop = group.layout[group.rank]
-        shards = local_shards(columns, info)[start:stop]
+        shards = [shard_of(columns, info, index) for index in range(start, stop)]
         own = [PrefetchedShard(shard, prefetcher, info.steps_per_epoch) for shard in shards]
         state = program.start(info)
         while not program.finished(state):

@@ -127,7 +127,7 @@ def objective(numpy: bool = False, pids: Path | None = None) -> Any:
 
 def optimizer(name: str) -> Any:
     """Headwater's optimizer, with the settings of `torch_optimizer`."""
-    return hw.optim.sgd(0.1, momentum=0.9) if name == "sgd" else hw.optim.adam(1e-3)
+    return hw.optim.momentum(0.1, 0.9) if name == "sgd" else hw.optim.adam(1e-3)
 
 
 def in_headwater(

@@ -6,7 +6,6 @@ Any process can write it, one line a step, so it outlives the death of the one t
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ STALL_STEPS = 3.0
 
 
 class Step(NamedTuple):
-    """A line: seconds since the epoch, the number of finished steps, and the process that says so."""
+    """A line: seconds since the epoch, the number of finished steps, the process that says so, its CPU seconds."""
 
     time: float
     step: int
     pid: int
+    cpu: float
 
 
 class Kill(NamedTuple):
@@ -46,7 +46,7 @@ class StepLog:
         """Put down that a step was completed just now."""
         if self._file is None:
             self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        os.write(self._file, f"{time.time():.6f} {step} {os.getpid()}\n".encode())
+        os.write(self._file, f"{time.time():.6f} {step} {os.getpid()} {time.process_time():.6f}\n".encode())
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_file": None}
@@ -59,7 +59,7 @@ def read_steps(path: Path | str) -> list[Step]:
     except FileNotFoundError:
         return []
     lines = text[: text.rfind("\n") + 1].splitlines()
-    return [Step(float(when), int(step), int(pid)) for when, step, pid in map(str.split, lines)]
+    return list(map(_parsed, lines))
 
 
 def last_step(path: Path | str) -> Step | None:
@@ -70,14 +70,24 @@ def last_step(path: Path | str) -> Step | None:
             lines = file.read().decode().rpartition("\n")[0].splitlines()
     except FileNotFoundError:
         return None
-    when, step, pid = lines[-1].split() if lines else (0, 0, 0)
-    return Step(float(when), int(step), int(pid)) if lines else None
+    return _parsed(lines[-1]) if lines else None
+
+
+def _parsed(line: str) -> Step:
+    when, step, pid, cpu = line.split()
+    return Step(float(when), int(step), int(pid), float(cpu))
 
 
 def step_seconds(steps: Sequence[Step], skipped: int = 0) -> float:
     """Return the mean seconds of a step, the first ``skipped`` ones left out."""
     kept = steps[min(skipped, len(steps) - 2) :]
     return (kept[-1].time - kept[0].time) / (len(kept) - 1)
+
+
+def step_cpu(steps: Sequence[Step], skipped: int = 0) -> float:
+    """Return the mean CPU seconds of a step, of all threads of the process that writes the log."""
+    kept = steps[min(skipped, len(steps) - 2) :]
+    return (kept[-1].cpu - kept[0].cpu) / (len(kept) - 1)
 
 
 @dataclass
@@ -132,8 +142,3 @@ def cost_of(steps: Sequence[Step], kills: Sequence[Kill], clean: float) -> Cost:
     kept = sum(b - a for a, b in newest.values())
     seconds = steps[-1].time - steps[0].time
     return Cost(stalls, lost, max(0.0, min(kept, seconds - stalled)), seconds, steps[-1].step - steps[0].step)
-
-
-def median_step(steps: Sequence[Step]) -> float:
-    """Return the median seconds between two steps."""
-    return statistics.median(b.time - a.time for a, b in zip(steps, steps[1:]))

@@ -27,7 +27,7 @@ import markdown
 import mlp_job
 from mlp_job import Job
 from nodes import end_on_terminate
-from step_log import Cost, cost_of, step_seconds
+from step_log import Cost, cost_of, step_cpu, step_seconds
 from training_engines import DdpEngine, HeadwaterEngine, Order, Run, run_bare, versions
 
 #: of Headwater's kills: of a member, of the coordinator
@@ -62,9 +62,11 @@ class Benchmark:
             "Headwater, NumPy": lambda: self.headwater.run(job, count, workers, numpy=True),
         }
         for name, run in cases.items():
-            seconds = step_seconds(run().steps, count // 5)
+            steps = run().steps
+            seconds, cpu = step_seconds(steps, count // 5), step_cpu(steps, count // 5)
             self.figures[f"step of {name}"].append(seconds)
-            say(f"{name}: {seconds * 1e3:.1f} ms a step")
+            self.figures[f"CPU of {name}"].append(cpu)
+            say(f"{name}: {seconds * 1e3:.1f} ms a step, {cpu * 1e3:.1f} ms of CPU time")
 
     def kills(self) -> None:
         """Measure a clean run, kills of members and of the coordinator, and DDP with the same kills, once."""
@@ -127,12 +129,15 @@ def rows_of(figures: Figures, options: argparse.Namespace) -> list[list[str]]:
     if figures["step of DDP"]:
         for name in ("DDP", "bare", "Headwater", "Headwater, 8 shards", "Headwater, NumPy"):
             rows.append([f"ms a step, {name}", _ms(figures[f"step of {name}"]), ""])
+            rows.append([f"ms of CPU time a step of one process, {name}", _ms(figures[f"CPU of {name}"]), ""])
         for name, goal in {"Headwater": "<= 1.10", "Headwater, 8 shards": "", "Headwater, NumPy": ""}.items():
             rows.append(
                 [f"step, {name} / DDP", _ratio(ratios(figures, f"step of {name}", "step of DDP")), goal]
             )
         clean = ratios(figures, "step of Headwater", "step of bare")
         rows.append(["clean step, recoverable / bare", _ratio(clean), "<= 1.05"])
+        cpu = ratios(figures, "CPU of Headwater", "CPU of bare")
+        rows.append(["CPU time of a clean step, recoverable / bare", _ratio(cpu), ""])
     cases = {f"Headwater, {victim}": f"{victim} killed" for victim in (MEMBER, COORDINATOR)}
     cases |= {
         f"DDP, checkpoint every {n}": f"DDP, checkpoint every {n} steps" for n in options.checkpoint_every

@@ -116,6 +116,8 @@ class HeadwaterEngine:
         self.ready()
         self._runs += 1
         log, pids = self.folder / f"steps-{self._runs}.txt", self.folder / f"pids-{self._runs}.txt"
+        for file in (log, pids):
+            file.unlink(missing_ok=True)  # of an earlier benchmark
         model = mlp_job.in_headwater(job, steps, shards, StepLog(log), numpy, pids if orders else None)
 
         def whole() -> bool:
