@@ -1,8 +1,9 @@
 """All-reduce beside PyTorch's gloo: vectors of float32 between processes of this machine.
 
-Each of the processes forms a group of ours within one node (shared memory), one of two nodes (sockets between them), and
-a gloo group, and runs them in turn, so that all see the same other work. Ours adds in a fixed order, so that the sum has
-the same bytes for any number of processes; gloo doesn't. Figures are medians of rank 0, after a barrier.
+Each process forms a group of ours within one node (shared memory), one of two nodes (sockets between them) and a gloo
+group, and runs them in turn, so that all see the same other work. Ours adds in a fixed order, so that the sum has the
+same bytes for any number of processes; gloo doesn't. Figures are medians of rank 0, each turn after a barrier. With
+--cpu they are of processor time, which other work on the machine disturbs less.
 
     python benchmarks/collectives.py --processes 2 4 --repeats 21
 """
@@ -31,7 +32,9 @@ SIZES = {"40 KB": 10_000, "4 MB": 1_000_000, "40 MB": 10_000_000}
 SYSTEMS = ("shared memory", "shared memory, borrowed", "sockets", "gloo")
 
 
-def member(rank: int, size: int, repeats: int, port: int, token: str, line: Connection) -> None:
+def member(
+    rank: int, size: int, repeats: int, port: int, token: str, clock: Callable[[], float], line: Connection
+) -> None:
     """Run all systems in turn as one of the processes; rank 0 sends what it measured."""
     with Endpoint("one") as one, Endpoint(f"two-{rank * 2 // size}") as two:
         line.send((one.address, two.address))
@@ -53,10 +56,10 @@ def member(rank: int, size: int, repeats: int, port: int, token: str, line: Conn
         for turn in range(repeats + 2):
             for system, job in jobs.items():
                 shared.barrier()
-                begin = time.perf_counter()
+                begin = clock()
                 job()
                 if turn >= 2:
-                    times[name][system].append(1000 * (time.perf_counter() - begin))
+                    times[name][system].append(1000 * (clock() - begin))
     shared.barrier()
     line.send(times)
     for group in (shared, sockets):
@@ -85,7 +88,7 @@ def start_gloo(rank: int, size: int, port: int) -> Callable[[np.ndarray], Callab
     return prepare
 
 
-def measure(size: int, repeats: int) -> dict[str, dict[str, list[float]]]:
+def measure(size: int, repeats: int, clock: Callable[[], float]) -> dict[str, dict[str, list[float]]]:
     """Run everything with so many processes; milliseconds by size and system."""
     context = multiprocessing.get_context("spawn")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -94,7 +97,7 @@ def measure(size: int, repeats: int) -> dict[str, dict[str, list[float]]]:
     lines, processes = [], []
     for rank in range(size):
         line, theirs = context.Pipe()
-        process = context.Process(target=member, args=(rank, size, repeats, port, token, theirs))
+        process = context.Process(target=member, args=(rank, size, repeats, port, token, clock, theirs))
         process.start()
         lines.append(line)
         processes.append(process)
@@ -112,13 +115,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--cpu", action="store_true", help="processor time of rank 0 instead of time")
     options = parser.parse_args()
+    clock = time.process_time if options.cpu else time.perf_counter
     rows = []
     for size in options.processes:
-        for name, times in measure(size, options.repeats).items():
+        for name, times in measure(size, options.repeats, clock).items():
             medians = [statistics.median(times[system]) for system in SYSTEMS]
             rows.append([name, size, *medians, medians[0] / medians[-1], medians[2] / medians[-1]])
-    print(f"All-reduce, ms; {markdown.load()}\n")
+    print(f"All-reduce, ms{' of processor time' * options.cpu}; {markdown.load()}\n")
     head = ["vector", "processes", *SYSTEMS, "shared memory / gloo", "sockets / gloo"]
     print(markdown.table(head, rows))
 

@@ -14,11 +14,10 @@ import numpy as np
 from ...errors import ParameterError
 from .channel import DATA, DONE, HELLO, Buffers
 from .endpoint import Endpoint, connect_all, node_of
-from .errors import GroupBrokenError
 from .layout import Layout, chunk_span
 from .mesh import Mesh
 from .ordered_sum import Memory, Scratch, ordered_sum
-from .plans import Plan
+from .plans import Plan, is_small
 from .rooms import Rooms
 from .shape import Shape, check_arrays, check_parts, shape_of
 from .tree import Span
@@ -110,7 +109,7 @@ class Group:
         self.layout = places.ranges
         self.timeout = timeout
         self.notes: list[bytes] = []
-        self._mesh, self._places, self._rooms = mesh, places, rooms
+        self._mesh, self.places, self._rooms = mesh, places, rooms
         self._peers = tuple(mesh.channels)
         self._nothing: dict[int, Buffers] = dict.fromkeys(self._peers, ())
         self._slot = 0
@@ -151,11 +150,11 @@ class Group:
             The sums, and the notes of all members by rank.
         """
         with self._operation(timeout) as deadline:
-            plan = self._sum(parts, note, deadline, "all_reduce")
+            plan = self._sum(parts, note, deadline, "all_reduce", out=out, borrow=borrow)
             if plan.small:
                 return self._add_small(plan, out, borrow), self.notes
             self._spread(plan, deadline)
-            return self._deliver(plan.result, out, borrow), self.notes
+            return self._deliver(plan.result, out, borrow, there=plan.direct), self.notes
 
     def reduce_scatter(
         self,
@@ -183,7 +182,7 @@ class Group:
             plan = self._sum(parts, note, deadline, "reduce", root)
             if plan.small:
                 return self._add_small(plan, None, False) if self.rank == root else None
-            self._spread(plan, deadline, self._places.nodes[root])
+            self._spread(plan, deadline, self.places.nodes[root])
             return self._deliver(plan.result, None, False) if self.rank == root else None
 
     def all_gather(
@@ -211,13 +210,13 @@ class Group:
                     f"all_gather: rank {self.rank} owns chunks of {due} elements, and gave {got}"
                 )
             shape = shape_of(tuple(lengths), check_arrays(chunks, "all_gather").key[1])
-            plan = self._plan(shape, deadline)
+            plan = self._plan(shape, deadline, result=self._targets(shape, out, borrow))
             for mine, chunk in zip(plan.chunks, chunks):
                 np.copyto(mine, chunk)
             self._hello(shape.digest("all_gather"), note, deadline)
             if plan.others:
                 self._spread(plan, deadline)
-            return self._deliver(plan.result, out, borrow)
+            return self._deliver(plan.result, out, borrow, there=plan.direct)
 
     def broadcast(
         self, arrays: Arrays | None, root: int, note: bytes = b"", *, timeout: float | None = None
@@ -240,9 +239,9 @@ class Group:
             lengths, dtypes = json.loads(texts[root][0])
             shape = shape_of(tuple(lengths), tuple(dtypes))
             self._fit(shape, deadline)
-            holder, agents = root, [self._places.agent(node, root) for node in self._places.members]
-            if self._places.nodes[root] != self._places.nodes[self.rank]:
-                holder = self._places.agent(self._places.nodes[self.rank], root)
+            holder, agents = root, [self.places.agent(node, root) for node in self.places.members]
+            if self.places.nodes[root] != self.places.nodes[self.rank]:
+                holder = self.places.agent(self.places.nodes[self.rank], root)
             room = shape.views(self._rooms.piece(holder, 0, self._slot, shape.stride))
             body = [array.view(np.uint8) for array in room if len(array)]
             if self.rank == root:
@@ -351,22 +350,59 @@ class Group:
             self._plans.clear()
             self._rooms.grow(shape.stride, deadline)
 
-    def _plan(self, shape: Shape, deadline: float) -> Plan:
+    def _targets(self, shape: Shape, out: Arrays | None, borrow: bool) -> list[np.ndarray] | None:
+        """The arrays into which a result can go without a detour, which a node's shared memory would be."""
+        if self._rooms.neighbours or borrow:
+            return None
+        fresh = [np.empty(length, dtype) for length, dtype in zip(shape.lengths, shape.dtypes)]
+        return fresh if out is None else self._check_out(fresh, out)
+
+    def _leaves(self, parts: Mapping[int, Arrays]) -> dict[int, list[np.ndarray]]:
+        """Parts that are whole subtrees by themselves, and can be sent from where they are."""
+        if self._rooms.neighbours or self.size == 1:
+            return {}
+        return {
+            number: list(parts[start])
+            for number, (start, stop) in enumerate(self.places.pieces[self.rank])
+            if stop - start == 1 and all(array.flags.c_contiguous for array in parts[start])
+        }
+
+    def _plan(
+        self,
+        shape: Shape,
+        deadline: float,
+        leaves: dict[int, list[np.ndarray]] | None = None,
+        result: list[np.ndarray] | None = None,
+    ) -> Plan:
         self._fit(shape, deadline)
-        plan = self._plans.get((shape, self._slot))
-        if plan is None:
+        if leaves or result:  # of this operation alone
+            plan = Plan(self.rank, self.places, self._rooms, shape, self._slot, self._private, leaves, result)
+            plan.prepare_large()
+            return plan
+        if (shape, self._slot) not in self._plans:
             if len(self._plans) >= _PLANS:
                 self._plans.clear()
-            plan = Plan(self.rank, self._places, self._rooms, shape, self._slot, self._private)
+            plan = Plan(self.rank, self.places, self._rooms, shape, self._slot, self._private)
             plan.prepare_small() if plan.small else plan.prepare_large()
             self._plans[shape, self._slot] = plan
-        return plan
+        return self._plans[shape, self._slot]
 
-    def _sum(self, parts: Mapping[int, Arrays], note: bytes, deadline: float, *what: object) -> Plan:
+    def _sum(
+        self,
+        parts: Mapping[int, Arrays],
+        note: bytes,
+        deadline: float,
+        *what: object,
+        out: Arrays | None = None,
+        borrow: bool = True,
+    ) -> Plan:
         """Bring the partial sums to where they are finished; large ones are finished then, chunk by chunk."""
         parts = dict(parts)
         shape = check_parts(parts, *self.layout[self.rank], str(what[0]))
-        plan = self._plan(shape, deadline)
+        if is_small(self.places, shape):
+            plan = self._plan(shape, deadline)
+        else:
+            plan = self._plan(shape, deadline, self._leaves(parts), self._targets(shape, out, borrow))
         plan.fill(parts, self._scratch)
         digest = shape.digest(*what)
         if plan.small:
@@ -402,16 +438,20 @@ class Group:
             sends = {
                 rank: (body, b"")
                 for rank, body in plan.results_out.items()
-                if node is None or self._places.nodes[rank] == node
+                if node is None or self.places.nodes[rank] == node
             }
             self._mesh.round(DATA, sends, plan.results_in if here else {}, deadline)
         if here and self._rooms.neighbours:
             near = self._rooms.neighbours
             self._mesh.round(DONE, dict.fromkeys(near, ((), b"")), dict.fromkeys(near, ()), deadline)
 
-    def _deliver(self, arrays: Arrays, out: Arrays | None, borrow: bool) -> list[np.ndarray]:
+    def _deliver(
+        self, arrays: Arrays, out: Arrays | None, borrow: bool, *, there: bool = False
+    ) -> list[np.ndarray]:
         if borrow:
             return [_read_only(array) for array in arrays]
+        if there:
+            return list(arrays)
         if out is None:
             return [array.copy() for array in arrays]
         for target, array in zip(self._check_out(arrays, out), arrays):
@@ -433,6 +473,3 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-__all__ = ["Group", "GroupBrokenError", "form"]

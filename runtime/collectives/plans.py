@@ -7,7 +7,7 @@ owner, the owner finishes the tree, and the agents get the result into the memor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -24,6 +24,11 @@ SMALL_BYTES = 256 << 10
 Addition = tuple[Schedule, list[np.ndarray], np.ndarray, bool]
 
 
+def is_small(layout: Layout, shape: Shape) -> bool:
+    """Whether a sum is so small that every member had better add it up for itself."""
+    return shape.nbytes * len(layout.all_pieces) <= SMALL_BYTES
+
+
 class Plan:
     """What one member does in a sum, in one of its two slots.
 
@@ -34,12 +39,15 @@ class Plan:
         shape: of the arrays.
         slot: 0 or 1.
         private: gives a buffer of this process by a name and a size in bytes.
+        leaves: by number of a piece of a member that is alone on its node, arrays that are that piece already.
+        result: arrays that get the result, if the member is alone on its node; otherwise a place in its room does.
 
     Attributes:
-        own: (piece, its arrays) of this member.
+        own: (piece, its arrays) of this member that have to be added up or copied.
         result: the arrays of the node's result.
         chunks: this member's chunks of the result.
-        room: all bytes of this member's pieces.
+        direct: whether the result goes straight into arrays that were given.
+        small: whether everyone adds up everything.
     """
 
     def __init__(
@@ -50,20 +58,30 @@ class Plan:
         shape: Shape,
         slot: int,
         private: Callable[..., np.ndarray],
+        leaves: Mapping[int, list[np.ndarray]] | None = None,
+        result: list[np.ndarray] | None = None,
     ):
         self.rank, self.layout, self.shape = rank, layout, shape
         self._rooms, self._slot, self._private = rooms, slot, private
+        self._leaves = leaves or {}
         self.node = layout.nodes[rank]
         self.others = tuple(node for node in layout.members if node != self.node)
         self.far = tuple(other for other in range(layout.size) if layout.nodes[other] != self.node)
-        self.own = [(span, self._piece(rank, number)) for number, span in enumerate(layout.pieces[rank])]
-        self.result = self._piece(*layout.result_place(self.node))
+        #: a process that is all there is adds up straight into the result
+        self._whole = result if layout.size == 1 else None
+        self.own = [
+            (span, self._piece(rank, number))
+            for number, span in enumerate(layout.pieces[rank])
+            if number not in self._leaves
+        ]
+        self.result = result or self._room(*layout.result_place(self.node))
         self._slices = [
             [chunk_span(length, owner, layout.size) for length in shape.lengths]
             for owner in range(layout.size)
         ]
+        self.direct = bool(result)
         self.chunks = self._cut(self.result, rank)
-        self.small = shape.nbytes * len(layout.all_pieces) <= SMALL_BYTES
+        self.small = is_small(layout, shape)
         own = self._bytes(self.chunks)
         self.results_out = {layout.agent(node, rank): own for node in self.others}
         self.results_in = {
@@ -148,6 +166,13 @@ class Plan:
         ]
 
     def _piece(self, rank: int, number: int) -> list[np.ndarray]:
+        if self._whole is not None:
+            return self._whole
+        if rank == self.rank and number in self._leaves:
+            return self._leaves[number]
+        return self._room(rank, number)
+
+    def _room(self, rank: int, number: int) -> list[np.ndarray]:
         return self.shape.views(self._rooms.piece(rank, number, self._slot, self.shape.stride))
 
     def _cut(self, arrays: list[np.ndarray], owner: int) -> list[np.ndarray]:

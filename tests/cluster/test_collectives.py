@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import queue
 import secrets
 import shutil
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,7 +27,8 @@ import pytest
 from headwater.errors import HeadwaterError, ParameterError
 from headwater.runtime.collectives.endpoint import Endpoint
 from headwater.runtime.collectives.errors import GroupBrokenError, PeerLostError, PeerTimeoutError
-from headwater.runtime.collectives.group import form
+from headwater.runtime.collectives.group import Group, form
+from headwater.runtime.collectives.nccl import NcclGroup
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -77,7 +80,7 @@ class Process:
         self.line.send_bytes(cloudpickle.dumps((job, arguments)))
         self.due += 1
 
-    def result(self, seconds: float = 20.0) -> Any:
+    def result(self, seconds: float = 60.0) -> Any:
         assert self.line.poll(seconds), "no answer"
         done, value = cloudpickle.loads(self.line.recv_bytes())
         self.due -= 1
@@ -565,6 +568,80 @@ def test_the_same_endpoints_form_one_generation_after_the_other(endpoints):
         if generation % 2:
             groups[1].abandon()
         close_all(groups)
+
+
+@pytest.mark.parametrize("length", [10, 400_000])
+def test_one_member_with_one_part(endpoints, length):
+    array = np.arange(length, dtype="f4")
+    with form(endpoints[0], 0, [endpoints[0].address], [(0, 1)], 1, "secret") as group:
+        for borrow in (False, True):
+            (got,), notes = group.all_reduce({0: [array]}, b"x", borrow=borrow)
+            assert same([got], [array])
+            assert notes == [b"x"]
+            assert not np.shares_memory(got, array)
+        assert same(group.reduce_scatter({0: [array]}), [array])
+        assert same(group.all_gather([array], [length]), [array])
+        assert same(group.broadcast([array], 0), [array])
+        assert group.all_to_all([b"self"]) == [b"self"]
+
+
+@pytest.mark.parametrize("nodes", ["aa", "ab"])
+def test_arrays_with_gaps_and_sums_over_their_own_parts(gang, nodes):
+    def add_odd_arrays(here: dict) -> None:
+        group = here["group"]
+        for length in (10, 400_000):
+            wide = np.arange(2 * length, dtype="f8")
+            (got,), _ = group.all_reduce({group.rank: [wide[::2]]})
+            assert same([got], [wide[::2] * 2])
+            mine = np.arange(length, dtype="f8")
+            group.all_reduce({group.rank: [mine]}, out=[mine])
+            assert same([mine], [np.arange(length) * 2.0])
+
+    gang.form(nodes, [(0, 1), (1, 2)])
+    gang.call(add_odd_arrays)
+
+
+def test_sums_on_gpus_have_the_same_bytes(endpoints):
+    """NumPy stands for CuPy, and queues for NCCL's transfers."""
+    wires: defaultdict[tuple[int, int], queue.Queue] = defaultdict(queue.Queue)
+    ranges = [(0, 3), (3, 5), (5, 8)]
+
+    class Simulated(NcclGroup):
+        def __init__(self, group: Group):
+            self.group, self._xp, self.due = group, np, []
+
+        def _send(self, array: np.ndarray, rank: int) -> None:
+            wires[self.group.rank, rank].put(array.copy())
+
+        def _receive(self, array: np.ndarray, rank: int) -> None:
+            self.due.append((array, wires[rank, self.group.rank]))
+
+        def _together(self, move: Callable[[], None], deadline: float) -> None:
+            move()
+            for array, wire in self.due:
+                array[...] = wire.get(timeout=20.0)
+            self.due = []
+
+    def member(group: Group) -> None:
+        simulated = Simulated(group)
+        mine = {index: leaf(index, LARGE) for index in range(*group.layout[group.rank])}
+        sums, notes = simulated.all_reduce(mine, b"n")
+        own = simulated.reduce_scatter(mine)
+        got.append((sums, notes, simulated.all_gather(own, [length for length, _ in LARGE])))
+
+    got: list[Any] = []
+    groups = form_in_threads(endpoints, {rank: {"layout": ranges} for rank in range(3)})
+    threads = [threading.Thread(target=member, args=(group,)) for group in groups]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    close_all(groups)
+    assert len(got) == 3
+    for sums, notes, gathered in got:
+        assert same(sums, tree_sum(LARGE))
+        assert same(gathered, tree_sum(LARGE))
+        assert notes == [b"n"] * 3
 
 
 def test_closing_the_endpoint_ends_the_forming(endpoints):
