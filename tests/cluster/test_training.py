@@ -1,5 +1,5 @@
-"""Training on a cluster of processes: the same bits for any number of workers, each row once an epoch, and what goes wrong
-on a member told where the user sees it."""
+"""Training on real processes: the same bits for any number of workers, each row once an epoch, and what goes wrong on a
+member told where the user sees it."""
 
 from __future__ import annotations
 
