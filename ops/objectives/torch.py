@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from ...errors import ParameterError, TypeMismatchError
+from ...errors import ParameterError, TypeMismatchError, did_you_mean
 from ..backend import Array, array_namespace
 from ..expressions.types import parse_type
 from ..training.program import Batch, DataInfo, Tree
@@ -21,6 +21,9 @@ from .torch_tensors import build_module, in_torch, mean_loss, to_array, to_tenso
 
 if TYPE_CHECKING:
     import torch
+
+#: dtypes of mixed precision
+_AUTOCAST = ("bfloat16", "float16")
 
 
 class Torch(Objective):
@@ -46,9 +49,12 @@ class Torch(Objective):
         classes: K, for "classes".
         columns: which columns the module takes; None stacks the features into "x".
         name: in plans and errors.
+        autocast: "bfloat16" or "float16": the dtype that the module computes in where PyTorch holds it to be safe
+            (mixed precision). Parameters, gradients and their sums keep the training's dtype, and the loss is
+            computed in float32. There is no loss scaling, so float16 gradients may vanish; prefer "bfloat16".
 
     Raises:
-        ParameterError: ``build`` isn't a function, or ``output`` isn't one of these.
+        ParameterError: ``build`` isn't a function, or ``output`` or ``autocast`` isn't one of these.
         SerializationError: ``build`` or ``loss`` can't be sent to the workers.
 
     Example:
@@ -69,7 +75,12 @@ class Torch(Objective):
         classes: int | None = None,
         columns: Sequence[str] | None = None,
         name: str | None = None,
+        autocast: str | None = None,
     ):
+        if autocast not in (None, *_AUTOCAST):
+            raise ParameterError(
+                f"Torch(autocast={autocast!r}): {did_you_mean(str(autocast), _AUTOCAST)} None is full precision."
+            )
         if not callable(build) or hasattr(build, "state_dict"):
             raise ParameterError(
                 f"Torch(build={type(build).__name__}): give a function that makes the module, as lambda: MyModule(), "
@@ -96,6 +107,7 @@ class Torch(Objective):
             self.outputs = {key: parse_type(type) for key, type in output.items()}
         self.columns = None if columns is None else tuple(columns)
         self.name = name
+        self.autocast = autocast
         self._module: torch.nn.Module | None = None
 
     # -- the Objective -------------------------------------------------------------------------------
@@ -183,7 +195,15 @@ class Torch(Objective):
         return tuple(name for name, _ in module.named_parameters() if name not in trained)
 
     def parameters(self) -> Any:
-        return ("Torch", self.build, self.loss_function, self.outputs, self.classes, self.columns)
+        return (
+            "Torch",
+            self.build,
+            self.loss_function,
+            self.outputs,
+            self.classes,
+            self.columns,
+            self.autocast,
+        )
 
     def functions(self) -> tuple[Callable[..., Any], ...]:
         return (self.build,) if self.loss_function is None else (self.build, self.loss_function)
@@ -221,6 +241,12 @@ class Torch(Objective):
         with in_torch(None if rng is None else int(rng.integers(2**62))) as torch:
             yield torch, self.module()
 
+    def _precision(self, torch: Any, like: torch.Tensor) -> AbstractContextManager[Any]:
+        """Mixed precision, if it was asked for."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(like.device.type, getattr(torch, self.autocast))
+
     def _forward(
         self, torch: Any, module: torch.nn.Module, tensors: dict[str, torch.Tensor], batch: Batch
     ) -> Any:
@@ -232,7 +258,10 @@ class Torch(Objective):
         others = {
             name: buffer.clone() for name, buffer in module.named_buffers() if not buffer.is_floating_point()
         }
-        output = torch.func.functional_call(module, {**tensors, **others}, tuple(arguments))
+        with self._precision(torch, arguments[0]):
+            output = torch.func.functional_call(module, {**tensors, **others}, tuple(arguments))
+        if self.autocast is not None:
+            output = _widened(output)
         if self._task is not None and self._task.width is None and output.ndim == 2 and output.shape[1] == 1:
             return output[:, 0]
         if self._task is not None:
@@ -273,3 +302,10 @@ class Torch(Objective):
 
 def _float_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+
+
+def _widened(output: Any) -> Any:
+    """Floats of half precision as float32."""
+    if isinstance(output, Mapping):
+        return {name: _widened(tensor) for name, tensor in output.items()}
+    return output.float() if output.is_floating_point() and output.element_size() < 4 else output

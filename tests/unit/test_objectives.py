@@ -463,3 +463,28 @@ def test_a_fitted_module_predicts_the_same_without_headwater():
     with torch.no_grad():
         output = module.fitted(params)(torch.from_numpy(batch["x"]))[:, 0].numpy()
     np.testing.assert_allclose(module.predict(params, batch)["prediction"], output, rtol=1e-6)
+
+
+def test_mixed_precision_computes_in_bfloat16_and_keeps_parameters_whole():
+    def build():
+        from torch import nn
+
+        return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(256, 6)).astype(np.float32)
+    batch = {"x": x, "y": (x[:, 0] > 0).astype(np.float32)}
+    info = make_info(batch)
+    half = Torch(build, output="binary", autocast="bfloat16")
+    params = half.init(np.random.default_rng(1), info)
+    loss, grads, _ = half.value_and_grad(params, batch, np.random.default_rng(2))
+    exact, whole, _ = Torch(build, output="binary").value_and_grad(
+        params, batch, np.random.default_rng(2)
+    )
+    assert {array.dtype for array in grads.values()} == {np.dtype(np.float32)}
+    assert loss != exact
+    assert loss == pytest.approx(exact, rel=0.02)
+    for name, grad in grads.items():
+        assert np.abs(grad - whole[name]).max() <= 0.05 * np.abs(whole[name]).max() + 1e-3
+    with pytest.raises(ParameterError, match="bfloat16"):
+        Torch(build, autocast="bf16")
