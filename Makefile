@@ -4,7 +4,8 @@
 # make bench   TPC-H beside DuckDB and Dask DataFrame, exchanges beside Dask DataFrame, planning
 # make bench-recovery   what killed nodes, slow workers and a killed scheduler cost, beside Dask DataFrame
 # make bench-training   a training step and kills beside PyTorch's DDP, and the RDD paper's experiments
-# make chaos   a pipeline with shuffles under 200 random schedules of faults, compared byte by byte
+# make chaos   pipelines under random schedules of faults, compared byte by byte: 200 with shuffles, 100 that train,
+#              and 25 that train with sharded optimizer state
 # make clean   everything that these targets made
 
 PYTHON ?= python3
@@ -65,11 +66,16 @@ bench-training: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/rdd_training.py
 
 RUNS ?= 200
+TRAINING_RUNS ?= 100
+SHARDED_RUNS ?= 25
 SEED ?= 1
 chaos: $(VENV)/.installed
 	@rm -rf .chaos && mkdir .chaos
 	$(BIN)/python tests/fault/pipelines.py .chaos/inputs
 	$(BIN)/headwater chaos tests/fault/pipelines.py --param inputs=.chaos/inputs --runs $(RUNS) --seed $(SEED) --json .chaos/runs.json
+	$(BIN)/python tests/fault/training_pipeline.py .chaos/training
+	$(BIN)/headwater chaos tests/fault/training_pipeline.py --param inputs=.chaos/training --steps 84 --runs $(TRAINING_RUNS) --seed $(SEED) --json .chaos/training.json
+	$(BIN)/headwater chaos tests/fault/training_pipeline.py --param inputs=.chaos/training --param sharded=true --steps 84 --runs $(SHARDED_RUNS) --seed $(SEED) --json .chaos/sharded.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .demo .bench .chaos
