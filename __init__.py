@@ -6,6 +6,7 @@ Declare a pipeline with the ``read_*`` functions and the methods of `Dataset`; r
 from __future__ import annotations
 
 from .errors import HeadwaterError
+from .model import Model, load_model
 from .ops import metrics, objectives, optim, prep
 from .ops.expressions import (
     Expr,
@@ -28,7 +29,8 @@ from .ops.expressions import (
     var,
     when,
 )
-from .model import Model, load_model
+from .ops.training.program import EarlyStopping
+from .ops.training.train import AllReduce
 from .pipeline import Dataset, GroupedDataset
 from .planner.options import PlanOptions
 from .preparation import FittedPrep
@@ -47,8 +49,6 @@ from .reading import (
 )
 from .runtime.check import check
 from .runtime.check_report import CheckReport
-from .ops.training.program import EarlyStopping
-from .ops.training.train import AllReduce
 from .session import RunResult, Session
 from .training import train
 from .tuning import space

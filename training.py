@@ -104,9 +104,7 @@ def train(
     chosen = Features(names, target, weight, objective.columns, dtype).resolved(dataset.schema)
     if optimizer is not None and epochs is None and steps is None and hasattr(optimizer, "update"):
         epochs = EPOCHS
-    settings = Settings(
-        optimizer, epochs, steps, batch_size, accumulate, seed, dtype, on_nan, early_stopping
-    )
+    settings = Settings(optimizer, epochs, steps, batch_size, accumulate, seed, dtype, on_nan, early_stopping)
     program = objective.program(settings)  # what can't go together is told now
     if strategy is not None and strategy.sharded_state and not getattr(program, "elementwise", False):
         raise ParameterError(

@@ -51,8 +51,9 @@ Relocate = Callable[[Sequence[Segment]], tuple[Mapping[Segment, Segment], Mappin
 class Network(Protocol):
     """How a coordinator reaches the workers."""
 
-    #: of the worker that it runs on
-    address: str
+    @property
+    def address(self) -> str:
+        """Of the worker that it runs on."""
 
     def workers(self) -> list[str]:
         """Addresses of the workers that are known to live, as far as can be told."""

@@ -270,7 +270,7 @@ class Member:
 
     def _check_determinism(self, own: Sequence[Shard]) -> None:
         first = next((shard for shard in own if shard.rows), None)
-        if self.step == 0 and first is not None:
+        if self.step == 0 and first is not None and self.state is not None:
             kernel = self.job.kernel
             check_repeats(kernel.program, self.state, first, kernel.objective)
 
@@ -314,7 +314,7 @@ def state_digest(state: Any) -> bytes:
             for item in value:
                 add(item)
         elif hasattr(value, "dtype"):
-            hash.update(np.ascontiguousarray(to_host(value)).reshape(-1).view(np.uint8))
+            hash.update(np.ascontiguousarray(to_host(value)).tobytes())
         else:
             hash.update(repr(value).encode())
 

@@ -58,15 +58,15 @@ class TrainingService:
 
         A coordinator with a higher fence than the one before ends what that one had started.
         """
-        return await asyncio.to_thread(self._open, key, tuple(fence), job)
+        return await asyncio.to_thread(self._open, key, _fence(fence), job)
 
     async def train_prepare(self, key: str, fence: Sequence[int], orders: bytes) -> dict[str, Any]:
         """Build the files of shards; answers with their summaries, or with the blocks that are lost."""
-        return await asyncio.to_thread(self._prepare, key, tuple(fence), orders)
+        return await asyncio.to_thread(self._prepare, key, _fence(fence), orders)
 
     async def train_start(self, key: str, fence: Sequence[int], orders: bytes) -> dict[str, Any]:
         """Start a generation in a thread of its own."""
-        member = self._fenced(key, tuple(fence))
+        member = self._fenced(key, _fence(fence))
         if member is None:
             return {"status": "OK", "fenced": True}
         told: Orders = await asyncio.to_thread(cloudpickle.loads, orders)
@@ -75,7 +75,7 @@ class TrainingService:
 
     async def train_halt(self, key: str, fence: Sequence[int]) -> dict[str, Any]:
         """End the generation that runs; the state stays."""
-        member = self._fenced(key, tuple(fence))
+        member = self._fenced(key, _fence(fence))
         if member is not None:
             member.abandon()
         return {"status": "OK"}
@@ -156,6 +156,11 @@ class TrainingService:
             gone = [self._members.pop(key) for key in finished[:-_FINISHED_KEPT]]
         for member in gone:
             member.close()
+
+
+def _fence(told: Sequence[int]) -> Fence:
+    epoch, attempt = told
+    return epoch, attempt
 
 
 def _run(member: Member, orders: Orders) -> None:

@@ -568,7 +568,9 @@ class TestTheWorkerPlugin:
         with pytest.raises(CancelledTask):
             future.result(timeout=30)
         left = [block.partition for block in nodes.a.blocks("r1") if block.stage == 1]
-        assert len(left) < len(work.partitions)  # what it had finished may stay, what it waited for isn't there
+        assert len(left) < len(
+            work.partitions
+        )  # what it had finished may stay, what it waited for isn't there
 
     def test_cancel_reaches_a_task_that_has_yet_to_begin(self, client: Client, nodes: Nodes) -> None:
         address, payload = nodes.workers[0].address, pack_program(program())

@@ -69,7 +69,13 @@ def test_nothing_that_dies_changes_a_bit_of_the_model(dies: str, cluster, clean,
 
 def test_sharded_state_is_put_together_from_the_living(cluster, clean, inputs):
     run([("kill", "node@train-step:30")], cluster, clean, inputs, sharded="true")
-    run([("hang", "worker@train-step:41"), ("join", "node@train-step:10")], cluster, clean, inputs, sharded="true")
+    run(
+        [("hang", "worker@train-step:41"), ("join", "node@train-step:10")],
+        cluster,
+        clean,
+        inputs,
+        sharded="true",
+    )
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -16,6 +16,7 @@ def test_what_differs_is_named_with_both_values():
 
 
 def test_what_was_imported_before_makes_no_difference():
-    code = "import torch, scipy.linalg; from headwater.runtime.training.numerics import numerics; print(dict(numerics()))"
+    imports = "import torch, scipy.linalg; from headwater.runtime.training.numerics import numerics"
+    code = f"{imports}; print(dict(numerics()))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == str(dict(numerics()))

@@ -478,9 +478,7 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_parameters_whole():
     half = Torch(build, output="binary", autocast="bfloat16")
     params = half.init(np.random.default_rng(1), info)
     loss, grads, _ = half.value_and_grad(params, batch, np.random.default_rng(2))
-    exact, whole, _ = Torch(build, output="binary").value_and_grad(
-        params, batch, np.random.default_rng(2)
-    )
+    exact, whole, _ = Torch(build, output="binary").value_and_grad(params, batch, np.random.default_rng(2))
     assert {array.dtype for array in grads.values()} == {np.dtype(np.float32)}
     assert loss != exact
     assert loss == pytest.approx(exact, rel=0.02)
