@@ -12,7 +12,7 @@ gets the kills at the same steps; torchrun starts all its processes again, and t
 Goodput is steps times the seconds of a clean step, by the seconds that passed; so the time in which one process works
 alone counts by half. Two processes on two cores: starting a replacement takes time from the one that is left.
 
-    python benchmarks/training.py --repeats 5 --json training.json
+    python benchmarks/training.py --repeats 3 --json training.json
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from pathlib import Path
 
 import markdown
 import mlp_job
+import numpy as np
 from mlp_job import Job
 from nodes import end_on_terminate
 from step_log import Cost, cost_of, step_cpu, step_seconds
-from training_engines import DdpEngine, HeadwaterEngine, Order, Run, run_bare, versions
+from training_engines import DdpEngine, HeadwaterEngine, Order, Run, Victim, run_bare, versions
 
-#: of Headwater's kills: of a member, of the coordinator
-MEMBER, COORDINATOR = "member", "coordinator"
+MEMBER: Victim = "member"
+COORDINATOR: Victim = "coordinator"
 
 Figures = dict[str, list[float]]
 
@@ -76,17 +77,22 @@ class Benchmark:
         other = self.ddp.run(job, options.kill_every)
         clean = {name: step_seconds(run.steps, 5) for name, run in {"Headwater": own, "DDP": other}.items()}
         say(f"clean: Headwater {clean['Headwater'] * 1e3:.0f} ms a step, DDP {clean['DDP'] * 1e3:.0f} ms")
+        every = options.kill_every
+        # not at multiples of anything, as a checkpoint may just have been written there
+        offsets = np.random.default_rng(len(self.figures[f"Headwater, {MEMBER}: goodput"])).integers(
+            -every // 4, every // 4, options.kills
+        )
         for victim in (MEMBER, COORDINATOR):
-            orders = [Order(options.kill_every * (n + 1), victim) for n in range(options.kills)]  # type: ignore[arg-type]
-            steps = options.kill_every * (options.kills + 1)
+            orders = [Order(every * (n + 1) + int(offset), victim) for n, offset in enumerate(offsets)]
+            steps = every * (options.kills + 1) + every // 4
             mine = self.headwater.run(job, steps, options.workers, orders)
             self._put(f"Headwater, {victim}", mine, clean["Headwater"])
             if victim != MEMBER:
                 continue
-            same = [Order(kill.step, victim) for kill in mine.kills]  # type: ignore[arg-type]
-            for every in options.checkpoint_every:
-                theirs = self.ddp.run(job, steps, same, every)
-                self._put(f"DDP, checkpoint every {every}", theirs, clean["DDP"])
+            same = [Order(kill.step, victim) for kill in mine.kills]
+            for interval in options.checkpoint_every:
+                theirs = self.ddp.run(job, steps, same, interval)
+                self._put(f"DDP, checkpoint every {interval}", theirs, clean["DDP"])
                 rates = [
                     c.steps / c.seconds
                     for c in (
@@ -94,7 +100,7 @@ class Benchmark:
                         cost_of(theirs.steps, theirs.kills, clean["DDP"]),
                     )
                 ]
-                self.figures[f"DDP, checkpoint every {every}: rate"].append(rates[0] / rates[1])
+                self.figures[f"DDP, checkpoint every {interval}: rate"].append(rates[0] / rates[1])
 
     def _put(self, name: str, run: Run, clean: float) -> None:
         cost: Cost = cost_of(run.steps, run.kills, clean)
@@ -154,7 +160,7 @@ def rows_of(figures: Figures, options: argparse.Namespace) -> list[list[str]]:
                 f"{statistics.mean(lost):.1f} ({max(lost):.0f})",
                 goals[1],
             ],
-            [f"{text}: steps between kills", f"{statistics.mean(figures[f'{case}: between']):.0f}", ""],
+            [f"{text}: steps by kills", f"{statistics.mean(figures[f'{case}: between']):.0f}", ""],
             [f"{text}: goodput", markdown.spread(figures[f"{case}: goodput"]), goals[2]],
             [f"{text}: time in steps that count", markdown.spread(figures[f"{case}: kept"]), ""],
         ]
@@ -196,7 +202,7 @@ def main() -> None:
         "--checkpoint-every", type=int, nargs="*", default=[10, 50], metavar="STEPS", help="of DDP"
     )
     parser.add_argument("--no-steps", action="store_true", help="kills only")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one turn of few steps, one kill")
     parser.add_argument("--data", type=Path, default=Path(".bench"))
     parser.add_argument("--json", type=Path, metavar="OUT")

@@ -9,10 +9,13 @@ from typing import Any
 
 from distributed import Worker
 
+from ..workers.peers import refuses
 from .service import TrainingService
 
 #: seconds for the Dask scheduler to tell which workers there are
 _SCHEDULER_SECONDS = 1.0
+#: an answer that takes longer than this is looked into: is anybody there?
+_DOUBT_SECONDS = 0.05
 
 Answers = dict[str, dict[str, Any] | BaseException]
 
@@ -62,7 +65,8 @@ class DaskNetwork:
             if address == self.address:
                 return await self._service.handlers()[operation](**arguments[address])
             remote = getattr(self._present().rpc(address), operation)
-            return await asyncio.wait_for(remote(**arguments[address]), timeout)
+            async with asyncio.timeout(timeout):
+                return await _answered(address, asyncio.ensure_future(remote(**arguments[address])))
 
         async def call_each() -> list[Any]:
             return await asyncio.gather(*map(call, addresses), return_exceptions=True)
@@ -71,6 +75,20 @@ class DaskNetwork:
 
     def _run(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._present().loop.asyncio_loop).result()
+
+
+async def _answered(address: str, calling: asyncio.Future[Any]) -> Any:
+    """Wait for an answer, but not for a process that is gone: Dask would go on to try its address."""
+    doubt = _DOUBT_SECONDS
+    try:
+        while not (await asyncio.wait({calling}, timeout=doubt))[0]:
+            if await refuses(address):
+                raise ConnectionRefusedError(f"nobody listens at {address}")
+            doubt *= 2
+        return calling.result()
+    except BaseException:
+        calling.cancel()
+        raise
 
 
 class Alone:

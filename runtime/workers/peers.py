@@ -102,7 +102,7 @@ class Peers:
         doubt = _DOUBT_SECONDS
         try:
             while not (await asyncio.wait({connecting}, timeout=doubt))[0]:
-                if await _refuses(address):
+                if await refuses(address):
                     raise ConnectionRefusedError(f"nobody listens at {address}")
                 doubt *= 2
             return connecting.result()
@@ -111,7 +111,7 @@ class Peers:
             raise
 
 
-async def _refuses(address: str) -> bool:
+async def refuses(address: str) -> bool:
     """Whether the machine answers that nobody listens at an address."""
     with suppress(ValueError):  # an address without a port, as "inproc://..."
         host, port = get_address_host_port(address, strict=True)
