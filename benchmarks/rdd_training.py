@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=4, help="of k-means")
     parser.add_argument("--jobs", type=int, default=3, help="iterations from text and from Parquet in a turn")
     parser.add_argument("--evaluations", type=int, default=12, help="of the regression, about")
-    parser.add_argument("--clusters", type=int, default=20)
+    parser.add_argument("--clusters", type=int, default=100)
     parser.add_argument("--iterations", type=int, default=10, help="of k-means")
     parser.add_argument("--replace", action="store_true", help="start a node in the place of the killed one")
     parser.add_argument("--repeats", type=int, default=5)
