@@ -205,13 +205,15 @@ class InlineChannel:
 
     def _execute(self, task: Task, worker: str, store: NodeStore) -> Event:
         program = self._programs[task.stage]
+        fetcher = self._fetcher(store)
+        service = TrainingService(store, fetcher, lambda: Endpoint(store.node))
+        training = TrainingHost(service, lambda known: Alone(service, worker))
         try:
-            fetcher = self._fetcher(store)
-            service = TrainingService(store, fetcher, lambda: Endpoint(store.node))
-            training = TrainingHost(service, lambda known: Alone(service, worker))
             return TaskFinished(run_task(task, program, store, fetcher, worker, training=training))
         except Exception as error:
             return failed(task, worker, error)
+        finally:
+            service.forget(task.run)
 
     def _fetcher(self, store: NodeStore | None) -> Fetcher:
         roots = {other.node: other.root for other in self._executor.stores}
