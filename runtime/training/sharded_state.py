@@ -65,7 +65,7 @@ class ShardedState:
         """Give each member the parts of the optimizer's state that it needs now, at the start of a generation.
 
         Args:
-            state: at ``step``; its optimizer's state, whole before the first step, becomes this member's part.
+            state: at ``step``; its optimizer's state becomes this member's part.
             step: that the gang goes on from.
             group: the generation's.
 
@@ -76,8 +76,8 @@ class ShardedState:
         ranges = [group.chunk(size, rank) for rank in range(group.size)]
         own, before = ranges[group.rank], ranges[group.rank - 1]
         if step == 0:
-            whole = {name: to_host(array) for name, array in state["optimizer"].items()}
-            held = [Held(0, 0, size, whole)]
+            first = self._program.optimizer.init({"": state["params"]})  # as every member knows it
+            held = [Held(0, 0, size, {name: to_host(array) for name, array in first.items()})]
         else:
             held = [part for part in self._held if part.step == step]
         payloads = []
