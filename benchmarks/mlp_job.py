@@ -137,6 +137,7 @@ def in_headwater(
     callback: Callable[[dict[str, float]], Any],
     numpy: bool = False,
     pids: Path | None = None,
+    workers: int | None = None,
 ) -> hw.Model:
     """The training as a Headwater model.
 
@@ -146,6 +147,7 @@ def in_headwater(
         shards: into how many parts the rows are cut.
         callback: called after each step.
         numpy, pids: see `objective`.
+        workers: that take part at most; None is all.
     """
     return hw.train(
         hw.read_parquet(str(job.folder / "*.parquet")),
@@ -154,6 +156,6 @@ def in_headwater(
         optimizer=optimizer(job.optimizer),
         steps=steps,
         batch_size=job.batch,
-        strategy=hw.AllReduce(shards=shards),
+        strategy=hw.AllReduce(shards=shards, workers=workers),
         callbacks=[callback],
     )

@@ -10,7 +10,8 @@ Kills: a process is killed, with its folders, after about so many steps, once th
 once. Steps are larger there (``--kill-batch``), so that a replacement has a chance to come before the next kill. DDP
 gets the kills at the same steps; torchrun starts all its processes again, and they go on from the last checkpoint.
 Goodput is steps times the seconds of a clean step, by the seconds that passed; so the time in which one process works
-alone counts by half. Two processes on two cores: starting a replacement takes time from the one that is left.
+alone counts by half. Two processes on two cores: starting a replacement takes time from the one that is left. With a
+spare node, three wait for work and two train. "Time in steps that count" is what wasn't stall or repetition.
 
     python benchmarks/training.py --repeats 3 --json training.json
 """
@@ -33,6 +34,8 @@ from training_engines import DdpEngine, HeadwaterEngine, Order, Run, Victim, run
 
 MEMBER: Victim = "member"
 COORDINATOR: Victim = "coordinator"
+#: a member is killed where one node more waits
+SPARE = "Headwater, member, a spare node"
 
 Figures = dict[str, list[float]]
 
@@ -70,37 +73,33 @@ class Benchmark:
             say(f"{name}: {seconds * 1e3:.1f} ms a step, {cpu * 1e3:.1f} ms of CPU time")
 
     def kills(self) -> None:
-        """Measure a clean run, kills of members and of the coordinator, and DDP with the same kills, once."""
+        """Measure runs with kills of members and of the coordinator, and DDP with the same kills, once."""
         options = self.options
         job = Job(self.folder / "mlp", options.rows, options.kill_batch, options.optimizer)
-        own = self.headwater.run(job, options.kill_every, options.workers)
-        other = self.ddp.run(job, options.kill_every)
-        clean = {name: step_seconds(run.steps, 5) for name, run in {"Headwater": own, "DDP": other}.items()}
-        say(f"clean: Headwater {clean['Headwater'] * 1e3:.0f} ms a step, DDP {clean['DDP'] * 1e3:.0f} ms")
-        every = options.kill_every
+        every, workers = options.kill_every, options.workers
+        steps = every * (options.kills + 1) + every // 4
         # not at multiples of anything, as a checkpoint may just have been written there
-        offsets = np.random.default_rng(len(self.figures[f"Headwater, {MEMBER}: goodput"])).integers(
-            -every // 4, every // 4, options.kills
-        )
+        turn = len(self.figures[f"Headwater, {MEMBER}: goodput"])
+        offsets = np.random.default_rng(turn).integers(-every // 4, every // 4, options.kills)
+        places = [every * (n + 1) + int(offset) for n, offset in enumerate(offsets)]
+        clean = {"Headwater": [self.headwater.run(job, every, workers)], "DDP": [self.ddp.run(job, every)]}
+        runs = {}
         for victim in (MEMBER, COORDINATOR):
-            orders = [Order(every * (n + 1) + int(offset), victim) for n, offset in enumerate(offsets)]
-            steps = every * (options.kills + 1) + every // 4
-            mine = self.headwater.run(job, steps, options.workers, orders)
-            self._put(f"Headwater, {victim}", mine, clean["Headwater"])
-            if victim != MEMBER:
-                continue
-            same = [Order(kill.step, victim) for kill in mine.kills]
-            for interval in options.checkpoint_every:
-                theirs = self.ddp.run(job, steps, same, interval)
-                self._put(f"DDP, checkpoint every {interval}", theirs, clean["DDP"])
-                rates = [
-                    c.steps / c.seconds
-                    for c in (
-                        cost_of(mine.steps, mine.kills, clean["Headwater"]),
-                        cost_of(theirs.steps, theirs.kills, clean["DDP"]),
-                    )
-                ]
-                self.figures[f"DDP, checkpoint every {interval}: rate"].append(rates[0] / rates[1])
+            orders = [Order(step, victim) for step in places]
+            runs[f"Headwater, {victim}"] = self.headwater.run(job, steps, workers, orders)
+        with HeadwaterEngine(self.folder / "spare", workers, 1) as spare:
+            runs[SPARE] = spare.run(job, steps, workers, [Order(step, MEMBER) for step in places])
+        same = [Order(kill.step, MEMBER) for kill in runs[f"Headwater, {MEMBER}"].kills]
+        for interval in options.checkpoint_every:
+            runs[f"DDP, checkpoint every {interval}"] = self.ddp.run(job, steps, same, interval)
+        clean["Headwater"].append(self.headwater.run(job, every, workers))
+        clean["DDP"].append(self.ddp.run(job, every))
+        seconds = {
+            name: statistics.mean(step_seconds(run.steps, 5) for run in c) for name, c in clean.items()
+        }
+        say(f"clean: Headwater {seconds['Headwater'] * 1e3:.0f} ms a step, DDP {seconds['DDP'] * 1e3:.0f} ms")
+        for name, run in runs.items():
+            self._put(name, run, seconds[name.partition(",")[0]])
 
     def _put(self, name: str, run: Run, clean: float) -> None:
         cost: Cost = cost_of(run.steps, run.kills, clean)
@@ -109,6 +108,7 @@ class Benchmark:
         self.figures[f"{name}: goodput"].append(cost.steps * clean / cost.seconds)
         self.figures[f"{name}: kept"].append(cost.kept_seconds / cost.seconds)
         self.figures[f"{name}: between"].append(cost.steps / max(1, len(run.kills)))
+        self.figures[f"{name}: rate"].append(cost.steps / cost.seconds)
         stalls = ", ".join(f"{stall:.2f}" for stall in cost.stalls)
         goodput = cost.steps * clean / cost.seconds
         kills = f"{len(run.kills)} kills: stalls of {stalls} s, {sum(cost.lost)} steps lost"
@@ -145,6 +145,7 @@ def rows_of(figures: Figures, options: argparse.Namespace) -> list[list[str]]:
         cpu = ratios(figures, "CPU of Headwater", "CPU of bare")
         rows.append(["CPU time of a clean step, recoverable / bare", _ratio(cpu), ""])
     cases = {f"Headwater, {victim}": f"{victim} killed" for victim in (MEMBER, COORDINATOR)}
+    cases[SPARE] = "member killed, one spare node"
     cases |= {
         f"DDP, checkpoint every {n}": f"DDP, checkpoint every {n} steps" for n in options.checkpoint_every
     }
@@ -164,8 +165,8 @@ def rows_of(figures: Figures, options: argparse.Namespace) -> list[list[str]]:
             [f"{text}: goodput", markdown.spread(figures[f"{case}: goodput"]), goals[2]],
             [f"{text}: time in steps that count", markdown.spread(figures[f"{case}: kept"]), ""],
         ]
-        if figures[f"{case}: rate"]:
-            rate = markdown.spread(figures[f"{case}: rate"])
+        if case.startswith("DDP"):
+            rate = markdown.spread(ratios(figures, f"Headwater, {MEMBER}: rate", f"{case}: rate"))
             rows.append([f"steps a second under kills, Headwater / {text}", rate, ">= 2"])
     return rows
 

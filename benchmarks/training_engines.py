@@ -92,11 +92,17 @@ class Killer:
 
 
 class HeadwaterEngine:
-    """Headwater on nodes of one thread. Use it in a ``with``."""
+    """Headwater on nodes of one thread. Use it in a ``with``.
 
-    def __init__(self, folder: Path, workers: int):
-        self.folder, self.workers = folder, workers
-        self.nodes = Nodes(folder / "nodes", workers, surviving_workers_exist())
+    Args:
+        folder: for all files.
+        workers: that train.
+        spares: more nodes, which wait.
+    """
+
+    def __init__(self, folder: Path, workers: int, spares: int = 0):
+        self.folder, self.workers, self.count = folder, workers, workers + spares
+        self.nodes = Nodes(folder / "nodes", self.count, surviving_workers_exist())
         journal = str(folder / "journals")
         self.session = hw.Session(self.nodes.address, progress=False, journal=journal).start()
         self._runs = 0
@@ -118,15 +124,22 @@ class HeadwaterEngine:
         log, pids = self.folder / f"steps-{self._runs}.txt", self.folder / f"pids-{self._runs}.txt"
         for file in (log, pids):
             file.unlink(missing_ok=True)  # of an earlier benchmark
-        model = mlp_job.in_headwater(job, steps, shards, StepLog(log), numpy, pids if orders else None)
+        noted = pids if orders else None
+        model = mlp_job.in_headwater(job, steps, shards, StepLog(log), numpy, noted, self.workers)
+
+        def training() -> dict[int, int]:
+            """Process to position of the nodes that train, or have trained before a spare took over."""
+            known = set(map(int, pids.read_text().split())) if pids.exists() else set()
+            processes = {node.process.pid: i for i, node in enumerate(self.nodes.nodes)}
+            return {pid: processes[pid] for pid in known & processes.keys()}
 
         def whole() -> bool:
-            noted = set(map(int, pids.read_text().split())) if pids.exists() else set()
-            return all(node.process.pid in noted for node in self.nodes.nodes)
+            return len(training()) >= self.workers
 
         def kill(victim: Victim, last: Step) -> None:
-            leads = [node.process.pid == last.pid for node in self.nodes.nodes]
-            self.nodes.kill(leads.index(victim == "coordinator"))
+            found = training()
+            others = [position for pid, position in found.items() if pid != last.pid]
+            self.nodes.kill(found[last.pid] if victim == "coordinator" else others[0])
 
         with Killer(log, orders, whole, kill) as killer:
             told = self._train(model)
@@ -148,9 +161,9 @@ class HeadwaterEngine:
         self.nodes.heal()
         deadline = time.monotonic() + START_SECONDS
         while True:
-            warm_up(self.session, 8 * self.workers)
+            warm_up(self.session, 8 * self.count)
             living = {worker.address for worker in self.session._executor.workers()}  # type: ignore[union-attr]
-            if len(living) >= self.workers:
+            if len(living) >= self.count:
                 return
             if time.monotonic() > deadline:
                 raise TimeoutError(
