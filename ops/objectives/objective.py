@@ -60,6 +60,9 @@ class Objective:
             info: of the training rows.
         """
 
+    def warm_up(self) -> None:
+        """Import and make what is slow; a worker calls it before it joins a gang, so that no one waits for it."""
+
     def init(self, rng: np.random.Generator, info: DataInfo) -> Tree:
         """Return the first parameters.
 

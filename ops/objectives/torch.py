@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 #: dtypes of mixed precision
 _AUTOCAST = ("bfloat16", "float16")
+
+
+class _Roles(NamedTuple):
+    """Names of a module's tensors: what is trained, what isn't, buffers that are averaged, and that count."""
+
+    trained: frozenset[str]
+    constants: tuple[str, ...]
+    buffers: tuple[str, ...]
+    counters: tuple[str, ...]
 
 
 class Torch(Objective):
@@ -109,6 +118,7 @@ class Torch(Objective):
         self.name = name
         self.autocast = autocast
         self._module: torch.nn.Module | None = None
+        self._known: _Roles | None = None
 
     # -- the Objective -------------------------------------------------------------------------------
 
@@ -118,6 +128,9 @@ class Torch(Objective):
             raise ParameterError(f"{self.label} learns from a target. Give target='column'.")
         if self._task is not None:
             self._task.check(self.label, info)
+
+    def warm_up(self) -> None:
+        self.module()
 
     def init(self, rng: np.random.Generator, info: DataInfo) -> Tree:
         module = build_module(self.build, self.label, int(rng.integers(2**62)))
@@ -138,7 +151,7 @@ class Torch(Objective):
             before = {name: tensors[name] for name in self.buffers}
             tensors |= {name: tensor.clone() for name, tensor in before.items()}
             trained = {
-                name: tensors[name].requires_grad_() for name in params if name in self._trained(module)
+                name: tensors[name].requires_grad_() for name in params if name in self._roles().trained
             }
             output = self._forward(torch, module, tensors, batch)
             loss = self._mean_loss(torch, output, batch)
@@ -185,14 +198,12 @@ class Torch(Objective):
     @property
     def buffers(self) -> tuple[str, ...]:  # type: ignore[override]
         """Buffers of floats; what they change by is averaged over shards."""
-        return tuple(_float_buffers(self.module()))
+        return self._roles().buffers
 
     @property
     def constants(self) -> tuple[str, ...]:  # type: ignore[override]
         """Parameters with ``requires_grad=False``."""
-        module = self.module()
-        trained = self._trained(module)
-        return tuple(name for name, _ in module.named_parameters() if name not in trained)
+        return self._roles().constants
 
     def parameters(self) -> Any:
         return (
@@ -234,7 +245,7 @@ class Torch(Objective):
         return module.eval()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_module": None}
+        return {**self.__dict__, "_module": None, "_known": None}
 
     @contextmanager
     def _ready(self, rng: np.random.Generator | None = None) -> Iterator[tuple[Any, torch.nn.Module]]:
@@ -255,9 +266,7 @@ class Torch(Objective):
         for name in self.columns or ("x",):
             tensor = to_tensor(torch, batch[name])
             arguments.append(tensor.to(floats if tensor.is_floating_point() else torch.int64))
-        others = {
-            name: buffer.clone() for name, buffer in module.named_buffers() if not buffer.is_floating_point()
-        }
+        others = {name: module.get_buffer(name).clone() for name in self._roles().counters}
         with self._precision(torch, arguments[0]):
             output = torch.func.functional_call(module, {**tensors, **others}, tuple(arguments))
         if self.autocast is not None:
@@ -285,8 +294,17 @@ class Torch(Objective):
         tensor = None if weight is None else to_tensor(torch, weight).to(floats)
         return mean_loss(torch, self.label, self.loss_function, task, output, target, tensor)
 
-    def _trained(self, module: torch.nn.Module) -> frozenset[str]:
-        return frozenset(name for name, parameter in module.named_parameters() if parameter.requires_grad)
+    def _roles(self) -> _Roles:
+        """What each of the module's tensors is, looked up once."""
+        if self._known is None:
+            module = self.module()
+            trained = frozenset(name for name, found in module.named_parameters() if found.requires_grad)
+            constants = tuple(name for name, _ in module.named_parameters() if name not in trained)
+            counters = tuple(
+                name for name, buffer in module.named_buffers() if not buffer.is_floating_point()
+            )
+            self._known = _Roles(trained, constants, tuple(_float_buffers(module)), counters)
+        return self._known
 
     def _check_constants(self, module: torch.nn.Module) -> None:
         """Raise if the module has something that depends on the seed and isn't part of the parameters."""

@@ -47,12 +47,28 @@ def in_torch(seed: int | None = None) -> Iterator[ModuleType]:
             if seed is None:
                 yield torch
             else:
-                devices = [torch.cuda.current_device()] if array_namespace() is not np else []
-                with torch.random.fork_rng(devices):
-                    torch.manual_seed(seed)
+                with _seeded(torch, seed):
                     yield torch
         finally:
             torch.set_num_threads(threads)
+
+
+@contextmanager
+def _seeded(torch: Any, seed: int) -> Iterator[None]:
+    """Draw from a seed in this block, on the host and on the device in use."""
+    generators = [torch.default_generator]
+    if array_namespace() is not np:
+        generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
+    before = [generator.get_state() for generator in generators]
+    try:
+        for (
+            generator
+        ) in generators:  # torch.manual_seed does it for every device there may be, and takes its time
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, before):
+            generator.set_state(state)
 
 
 def to_tensor(torch: Any, array: Array) -> Any:

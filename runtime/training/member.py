@@ -101,6 +101,7 @@ class Member:
             FetchFailedError: blocks are lost.
             HeadwaterError: rows that can't be trained on.
         """
+        self.job.kernel.objective.warm_up()
         summaries = []
         for part, source, prepared in build_shards(self.job, orders, store, fetcher, self._closed):
             self._prepared[part, prepared.plan.index] = source, prepared
