@@ -211,7 +211,8 @@ class DaskChannel:
             if self._client.status != "running":
                 break
             with suppress(OSError, TimeoutError):
-                self._client.sync(self._finish_keeping)
+                if self._keeping:
+                    self._client.sync(self._finish_keeping)
                 self._client.sync(self._clean_up, callback_timeout=STOP_SECONDS + _CLOSE_SECONDS)
             if not self._is_lost():
                 break

@@ -85,12 +85,12 @@ def test_the_wheel_holds_only_headwater_and_its_metadata(wheel: Path) -> None:
         f"{'-'.join(wheel.name.split('-')[:2])}.dist-info",
     }
     folders = {name.split("/")[1] for name in names if name.startswith("headwater/") and name.count("/") > 1}
-    assert folders == {"lineage", "ops", "datasets", "planner", "runtime", "chaos"}
+    assert folders == {"lineage", "ops", "datasets", "planner", "runtime", "tuning", "chaos"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 def test_the_wheel_holds_every_source_file(wheel: Path) -> None:
-    folders = ["", "lineage", "ops", "datasets", "planner", "runtime", "chaos"]
+    folders = ["", "lineage", "ops", "datasets", "planner", "runtime", "tuning", "chaos"]
     files = [f for folder in folders for f in (ROOT / folder).glob("**/*.py" if folder else "*.py")]
     expected = {f.relative_to(ROOT).as_posix() for f in files if "__pycache__" not in f.parts}
     packed = {n.removeprefix("headwater/") for n in zipfile.ZipFile(wheel).namelist() if n.endswith(".py")}
