@@ -40,6 +40,7 @@ class TaskRun:
         seconds: how long it will run, estimated.
         weight: bytes of its input, and what its partitions cost on top in bytes.
         local: bytes of its input on each node that has some.
+        long: whether it takes a thread for long, as a training does.
     """
 
     stage: int
@@ -55,6 +56,7 @@ class TaskRun:
     seconds: float = 0.005
     weight: float = 1.0
     local: dict[str, float] = field(default_factory=dict)
+    long: bool = False
 
     @property
     def priority(self) -> tuple[int, int, int]:
@@ -147,8 +149,12 @@ class WorkerSlots:
 
     @property
     def open(self) -> bool:
-        """Whether it takes another task: one more than threads, so that none waits for the driver."""
-        room = self.threads if self.slow else self.threads + 1
+        """Whether it takes another task: one more than threads, so that none waits for the driver.
+
+        Nothing is put behind what takes long, or on a slow worker: another one may be idle sooner.
+        """
+        keeps = self.slow or any(attempt.task.long for attempt in self.attempts.values())
+        room = self.threads if keeps else self.threads + 1
         alone = any(a.task.suspect and not a.stopped and not a.lacks for a in self.attempts.values())
         return not self.draining and self.occupied < room and not alone
 
@@ -322,7 +328,7 @@ class Placement:
         heads = [
             (task.priority, queue, task)
             for queue in (self._by_node.get(worker.node), self._anywhere)
-            if queue is not None and (task := queue.peek()) is not None
+            if queue is not None and (task := queue.peek()) is not None and (worker.idle or not task.long)
         ]
         return min(heads, key=lambda head: head[0])[1:] if heads else None
 

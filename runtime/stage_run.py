@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..lineage.stream_fingerprint import agree
-from ..planner.plan import BlockLeaf, BroadcastLeaf, ScanLeaf, ShuffleLeaf, Stage
+from ..ops.training.train import TrainKernel
+from ..planner.plan import BlockLeaf, BroadcastLeaf, ScanLeaf, ShuffleLeaf, Stage, all_kernels
 from .stage_inputs import leaf_ranges
 from .task import Block, Metrics, PartitionInput, PartitionResult, Segment, Task
 
@@ -51,6 +52,8 @@ class StageRun:
         self.state = StageState.WAITING
         self.ranges = tuple(leaf_ranges(stage.operator, count))
         self.exchange = stage.exchange
+        #: whether its one task is a training, which takes long
+        self.trains = any(isinstance(kernel, TrainKernel) for kernel in all_kernels(stage.operator))
         #: has a result that counts
         self.done = np.zeros(count, dtype=bool)
         #: its block can be read, or it is staged in a sink

@@ -21,7 +21,7 @@ def cut_tasks(state: RunState, stage: StageRun, pending: np.ndarray) -> None:
     runs = slice_partitions(pending, sizes[pending], state.placement.threads, fan_in(stage, state.stages))
     stage.queued[pending] = True
     for partitions in runs:
-        state.parked.append(TaskRun(stage.stage.id, state.new_id(), partitions))
+        state.parked.append(TaskRun(stage.stage.id, state.new_id(), partitions, long=stage.trains))
     stage.tasks_cut += len(runs)
 
 

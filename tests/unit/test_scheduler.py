@@ -30,6 +30,7 @@ from headwater.planner.plan import (
     UnionStep,
     leaves_of,
 )
+from headwater.runtime.placement import Attempt, Placement, TaskRun, WorkerSlots
 from headwater.runtime.scheduler import Scheduler
 from headwater.runtime.scheduler_events import (
     BlocksLost,
@@ -611,3 +612,19 @@ def test_a_worker_that_joins_gets_a_share_of_what_waits():
     cluster.run()
     assert cluster.finished()
     assert set(cluster.computed.values()) == {1}
+
+
+def test_nothing_is_put_behind_a_long_task_and_no_long_task_behind_another():
+    placement = Placement()
+    for address in ("a", "b"):
+        placement.join(WorkerSlots(address, address, threads=1, host=""))
+    for number in range(4):
+        placement.add(TaskRun(0, number, np.array([number]), long=True))
+    chosen = []
+    while (choice := placement.next()) is not None:
+        task, worker = choice
+        worker.attempts[task.id, 0] = Attempt(task, 0, worker.address, record=None)  # type: ignore[arg-type]
+        chosen.append(worker.address)
+    assert sorted(chosen) == ["a", "b"]
+    placement.add(TaskRun(1, 9, np.array([0])))
+    assert placement.next() is None
