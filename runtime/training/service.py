@@ -33,6 +33,7 @@ class TrainingService:
         new_endpoint: makes what a member listens with.
         threads: how many shards a member computes at once.
         draining: whether the worker is about to leave.
+        is_over: whether a run was closed here.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class TrainingService:
         new_endpoint: Callable[[], Any],
         threads: int = 1,
         draining: Callable[[], bool] = lambda: False,
+        is_over: Callable[[str], bool] = lambda run: False,
     ):
-        self.store, self.fetcher = store, fetcher
+        self.store, self.fetcher, self._is_over = store, fetcher, is_over
         self._new_endpoint, self._threads, self._draining = new_endpoint, threads, draining
         self._members: OrderedDict[str, Member] = OrderedDict()
         self._lock = threading.Lock()
@@ -113,6 +115,10 @@ class TrainingService:
                 self._members.move_to_end(key)
             if member is not made:
                 made.close()
+            if self._is_over(told.run):  # the question came late, and nobody else will tidy up
+                self.forget(told.run)
+                self.store.remove_run(told.run)
+                return {"status": "OK", "fenced": True}
             self._trim()
         if fence < member.fence:
             return {"status": "OK", "fenced": True}

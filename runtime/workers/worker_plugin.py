@@ -127,7 +127,12 @@ class WorkerRuntime:
             lambda run, message: self.worker.log_event(RUNS_TOPIC, {"run": run, **message})
         )
         self.training = TrainingService(
-            store, self.fetcher, self._new_endpoint, worker.state.nthreads, lambda: self.draining
+            store,
+            self.fetcher,
+            self._new_endpoint,
+            worker.state.nthreads,
+            lambda: self.draining,
+            lambda run: self.admission.is_over(run),
         )
         self._lock = threading.Lock()
         #: whether the process goes on when its Dask worker closes
