@@ -164,6 +164,7 @@ class Coordinator:
             if outcome is Outcome.FINISHED:
                 assert member.state is not None
                 self.log.steps = member.step
+                self.log.metrics = self.job.kernel.program.metrics(member.state)
                 return member.state
             if outcome is Outcome.BROKEN:
                 self._check()

@@ -124,6 +124,7 @@ class TrainingLog:
         stalls: seconds from each break to the next completed step.
         seconds: of all steps.
         adopted_step: steps that were found done when this coordinator began; -1 if it began anew.
+        metrics: of the last step; the model's history has those of all.
     """
 
     steps: int = 0
@@ -136,6 +137,7 @@ class TrainingLog:
     stalls: list[float] = field(default_factory=list)
     seconds: float = 0.0
     adopted_step: int = -1
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """As plain values."""
