@@ -60,7 +60,7 @@ def test_nothing_that_dies_changes_a_bit_of_the_model(dies: str, cluster, clean,
     result = run(faults, cluster, clean, inputs)
     logs = [stage["training"] for stage in result.outcome.report["stages"] if stage["training"]]
     assert all(log["steps"] == STEPS for log in logs)
-    assert logs or dies == "driver"  # the next driver may find the model done
+    assert logs or dies in ("driver", "scheduler")  # whoever comes next may find the model done
     for log in logs if loses else ():
         # the last coordinator's view: if its own worker was hit, it is a later one that found the others' state
         assert log["lost"] or log["adopted_step"] > 0, log
