@@ -216,7 +216,7 @@ class ChaosCluster:
         """Use up a node's quota, as if somebody else had filled its disk; until `resume_stopped`."""
         node.scratch.mkdir(parents=True, exist_ok=True)
         SpaceLedger(node.scratch).reserve(bytes, None)
-        self._filled[node.name] = bytes
+        self._filled[node.name] = self._filled.get(node.name, 0) + bytes
 
     def node_of(self, pid: int) -> Node | None:
         """The node that a process belongs to."""
