@@ -22,7 +22,9 @@ from headwater.ops.objectives.torch import Torch
 
 PIXELS, HIDDEN, CLASSES = 784, 256, 10
 FILES = 8
-MNIST = Path(os.environ.get("HEADWATER_MNIST", "/work/shared/data/mnist10k"))
+MNIST = Path(
+    os.environ.get("HEADWATER_MNIST", Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist10k")
+)
 
 
 @dataclass(frozen=True)

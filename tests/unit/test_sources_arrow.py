@@ -15,7 +15,7 @@ import pytest
 from headwater.datasets import arrow_source, table_source
 from headwater.errors import CorruptFileError, ParameterError, SchemaMismatchError, TypeMismatchError
 
-FLIGHTS = Path("/work/shared/data/flights-200k.arrow")
+FLIGHTS = Path(__file__).parents[3] / "shared" / "data" / "flights-200k.arrow"
 
 
 def read(source, columns=None) -> pa.Table:

@@ -27,7 +27,7 @@ from headwater.errors import (
     TypeMismatchError,
 )
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the shared data isn't here")
 
 

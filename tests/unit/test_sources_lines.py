@@ -18,7 +18,7 @@ from headwater.datasets.text import split_lines
 from headwater.errors import BadRecordError, CorruptFileError, ParameterError, SchemaMismatchError
 from headwater.errors import TypeMismatchError as WrongType
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def read(source, columns=None) -> pa.Table:
