@@ -275,7 +275,9 @@ class Coordinator:
         """Raise what ended a member's generation, if it wasn't the loss of another one."""
         for _, error in candidates:
             if isinstance(error, FetchFailedError):  # of a shard that isn't kept whole
-                self._find(set(error.lost))
+                known = {(s.stage, s.partition, s.attempt) for segments in self.inputs for s in segments}
+                if lost := known & set(error.lost):  # else they have been found since
+                    self._find(lost)
             elif error is not None and self._generation:
                 raise error
 

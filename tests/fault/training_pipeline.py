@@ -44,7 +44,7 @@ class Slow(hw.objectives.MLP):
 
 
 @hw.pipeline
-def rides(inputs: Path, sharded: bool = False):
+def rides(inputs: Path, sharded: bool = False, cache: float = 1.0):
     """Declare it: the model, and how well it does on rows that it hasn't seen."""
     names = [f"x{i}" for i in range(WIDTH)]
     rows = hw.read_parquet(str(inputs), partition_bytes=90_000)
@@ -56,7 +56,7 @@ def rides(inputs: Path, sharded: bool = False):
         features=names,
         objective=Slow(hidden=(1024,), task="binary", dropout=0.1),
         optimizer=hw.optim.adam(1e-2),
-        strategy=hw.AllReduce(shards=SHARDS, sharded_state=sharded),
+        strategy=hw.AllReduce(shards=SHARDS, sharded_state=sharded, cache=cache),
         epochs=EPOCHS,
         batch_size=BATCH,
         validation=prep.transform(test),
