@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import queue
@@ -86,9 +87,13 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def beacons_of(pid: int) -> list[psutil.Process]:
-    """The living beacons of a process."""
-    children = [p for p in psutil.Process(pid).children() if p.status() != psutil.STATUS_ZOMBIE]
-    return [p for p in children if "beacon.py" in " ".join(p.cmdline())]
+    """The living beacons of a process. A child may end while it is looked at."""
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE and "beacon.py" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 @pytest.fixture
