@@ -1,0 +1,1 @@
+"""One module for each engine, all to the protocol of `engines.protocol`."""
