@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from . import datasets
 from .arguments import column_names, flags, known_options, no_attribute, share, whole
-from .datasets import ArrowSink, CsvSink, JsonSink, ParquetSink, arrow_source, parquet_source
-from .datasets.file_sink import FileSink
 from .desugaring import (
     aggregate_node,
     named_expressions,
@@ -35,7 +34,6 @@ from .ops.map_batches import MapBatches, check_picklable, declared_output, infer
 from .ops.morsels import rechunk
 from .ops.node import Node, listed, plan_text
 from .ops.persist import Persist
-from .ops.prep import Chain
 from .ops.project import Project
 from .ops.repartition import Repartition
 from .ops.sample import Sample
@@ -43,13 +41,15 @@ from .ops.scan import Scan
 from .ops.sort import Sort, SortKey
 from .ops.union import Union
 from .ops.write import Write
-from .preparation import FittedPrep
 from .session import Session, explain, first_rows, session_or_current
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .datasets.file_sink import FileSink
     from .model import Model
+    from .ops.prep import Chain
+    from .preparation import FittedPrep
     from .session import RunResult
 
 Name = str | Expr
@@ -584,8 +584,8 @@ class Dataset:
         if format not in ("arrow", "parquet"):
             raise ParameterError(f"truncate(format={format!r}): write 'arrow' or 'parquet'.")
         write, source = {
-            "arrow": (self.write_arrow, arrow_source),
-            "parquet": (self.write_parquet, parquet_source),
+            "arrow": (self.write_arrow, datasets.arrow_source),
+            "parquet": (self.write_parquet, datasets.parquet_source),
         }[format]
         write(path, **options).run(session).close()
         return Dataset(Scan(source(path, storage_options=options.get("storage_options"))))
@@ -609,19 +609,19 @@ class Dataset:
             SinkExistsError: the destination holds data.
         """
         names = column_names(partition_by, "write_parquet", self.columns)
-        return self._write(ParquetSink, path, {"partition_by": names, **options})
+        return self._write(datasets.ParquetSink, path, {"partition_by": names, **options})
 
     def write_csv(self, path: str, **options: Any) -> Dataset:
         """Write CSV files with a header: a folder, or one file where ``path`` ends in ``.csv``."""
-        return self._write(CsvSink, path, options)
+        return self._write(datasets.CsvSink, path, options)
 
     def write_json(self, path: str, **options: Any) -> Dataset:
         """Write JSON lines: a folder, or one file where ``path`` ends in ``.json`` or ``.jsonl``."""
-        return self._write(JsonSink, path, options)
+        return self._write(datasets.JsonSink, path, options)
 
     def write_arrow(self, path: str, **options: Any) -> Dataset:
         """Write Arrow IPC files: a folder, or one file where ``path`` ends in ``.arrow``."""
-        return self._write(ArrowSink, path, options)
+        return self._write(datasets.ArrowSink, path, options)
 
     def _write(self, sink: type[FileSink], path: str, options: Mapping[str, Any]) -> Dataset:
         return self._then(Write, sink(path, **known_options(sink, options, f"write_{sink.kind}")))
@@ -717,4 +717,6 @@ class Dataset:
 
     def _fit(self, chain: Chain) -> FittedPrep:
         """Fit a preparation chain on these rows; what ``chain.fit(dataset)`` calls."""
+        from .preparation import FittedPrep
+
         return FittedPrep(chain.fit_nodes(self._readable()))

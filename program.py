@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, overload
 
 from .errors import ParameterError, TypeMismatchError, did_you_mean
-from .model import Model
 from .pipeline import Dataset
 
 
@@ -111,12 +110,14 @@ class Pipeline:
         return self._outputs(self.function(**arguments))
 
     def _outputs(self, returned: Any) -> dict[str, Dataset]:
+        if isinstance(returned, Dataset):
+            return {"result": returned}
+        from .model import Model
+
         if isinstance(returned, Model):
             returned = {"model": returned}
         if isinstance(returned, Mapping):
             returned = {n: Dataset(v.node) if isinstance(v, Model) else v for n, v in returned.items()}
-        if isinstance(returned, Dataset):
-            return {"result": returned}
         if isinstance(returned, Mapping) and returned:
             wrong = {name: type(v).__name__ for name, v in returned.items() if not isinstance(v, Dataset)}
             if not wrong:

@@ -18,23 +18,17 @@ import pyarrow as pa
 
 from .arguments import whole
 from .errors import ClusterError, HeadwaterError, ParameterError, TypeMismatchError, did_you_mean
-from .lineage.history import History
-from .lineage.journal import Journal, find_run, new_run_id, read
-from .lineage.lease import acquire
 from .ops.node import Node
-from .ops.write import WRITTEN
-from .planner.explain import explain_text
-from .planner.optimizer import optimize
 from .planner.options import PlanOptions
-from .planner.physical import build_plan
-from .planner.plan import PhysicalPlan
-from .runtime.driver import Driver, RunOutcome
-from .runtime.executor import Executor
-from .runtime.report import RunReport
-from .runtime.resumption import PLAN, unpack_plan
 
 if TYPE_CHECKING:
+    from .planner.plan import PhysicalPlan
+    from .runtime.driver import Driver, RunOutcome
+    from .runtime.executor import Executor
     from .runtime.progress import Observer
+    from .runtime.report import RunReport
+
+# What runs is imported at the first run: it knows Dask, and whoever just declares pipelines doesn't wait for it.
 
 #: bytes a task may hold before it spills, unless a memory limit says less; fixed, so that every
 #: machine cuts the same data the same way
@@ -62,6 +56,8 @@ class RunResult:
 
     def schema(self, name: str) -> pa.Schema:
         """The Arrow schema of an output."""
+        from .ops.write import WRITTEN
+
         outcome = self._outcome.outputs[self._known(name)]
         return WRITTEN if outcome.is_sink else outcome.schema
 
@@ -69,6 +65,8 @@ class RunResult:
         """Yield an output's rows as tables, in order; a sink's rows are its files."""
         outcome = self._outcome.outputs[self._known(name)]
         if outcome.is_sink:
+            from .ops.write import WRITTEN
+
             files = [{"path": f.target, "rows": f.rows, "bytes": f.bytes} for f in outcome.files]
             yield pa.Table.from_pylist(files, schema=WRITTEN)
         else:
@@ -294,7 +292,12 @@ class Session:
                 with hw.Session("tcp://10.0.0.1:8786") as session:
                     result = session.resume("20261123-153012-x7k2")
         """
+        from .lineage.history import History
+        from .lineage.journal import Journal, find_run
+        from .lineage.lease import acquire
+        from .runtime.driver import Driver
         from .runtime.progress import progress_display
+        from .runtime.resumption import PLAN, unpack_plan
 
         root = self._journal_root()
         if root is False:
@@ -384,6 +387,10 @@ class Session:
     def _driver(
         self, physical: PhysicalPlan, name: str, observer: Observer, stream: str | None = None
     ) -> Driver:
+        from .lineage.journal import Journal, new_run_id
+        from .lineage.lease import acquire
+        from .runtime.driver import Driver
+
         self.start()
         assert self._executor is not None
         root = self._journal_root()
@@ -474,6 +481,8 @@ def session_like(
     Raises:
         SourceNotFoundError: there is no such run.
     """
+    from .lineage.journal import read
+
     header = next(iter(read(run, journal)))[1]
     cluster = header.get("cluster", "local")
     if address or cluster != "local":
@@ -505,9 +514,7 @@ def plan(outputs: Mapping[str, Any], options: PlanOptions | None = None) -> Phys
     Returns:
         The physical plan, with the rules' trace.
     """
-    options = options or PlanOptions()
-    optimized, trace = optimize(_nodes(outputs), options)
-    return build_plan(optimized, options, trace)
+    return _plan(_nodes(outputs), options or PlanOptions())[1]
 
 
 def explain(outputs: Mapping[str, Any], options: PlanOptions | None = None) -> str:
@@ -517,10 +524,18 @@ def explain(outputs: Mapping[str, Any], options: PlanOptions | None = None) -> s
         outputs: output name to dataset (or node).
         options: the planner's numbers.
     """
-    options = options or PlanOptions()
+    from .planner.explain import explain_text
+
     nodes = _nodes(outputs)
+    return explain_text(nodes, *_plan(nodes, options or PlanOptions()))
+
+
+def _plan(nodes: Mapping[str, Node], options: PlanOptions) -> tuple[Mapping[str, Node], PhysicalPlan]:
+    from .planner.optimizer import optimize
+    from .planner.physical import build_plan
+
     optimized, trace = optimize(nodes, options)
-    return explain_text(nodes, optimized, build_plan(optimized, options, trace))
+    return optimized, build_plan(optimized, options, trace)
 
 
 _CURRENT: ContextVar[Session | None] = ContextVar("headwater_session", default=None)

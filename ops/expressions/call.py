@@ -133,7 +133,7 @@ class Call(Computed):
 
     def _infer(self, types: Sequence[pa.DataType]) -> pa.DataType:
         values = [
-            child.scalar if isinstance(child, Literal) else pa.array([], type)
+            child.scalar if isinstance(child, Literal) else pa.nulls(0, type)
             for child, type in zip(self.children, types)
         ]
         try:

@@ -39,7 +39,7 @@ class Cast(Computed):
 
     def type_of(self, types: Sequence[pa.DataType]) -> pa.DataType:
         try:
-            cast_value(pa.array([], types[0]), self.type, self.strict)
+            cast_value(pa.nulls(0, types[0]), self.type, self.strict)
         except (pa.ArrowException, TypeError):
             raise TypeMismatchError(
                 f"{self}: there is no way from {type_name(types[0])} to {type_name(self.type)}."

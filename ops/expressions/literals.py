@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import struct
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -14,6 +16,15 @@ from ..schema import canonical_type
 from .expr import Expr, Literal
 from .types import decimal_to_float, parse_type, retype
 
+_EPOCH = datetime.date(1970, 1, 1).toordinal()
+#: type of a constant to its Arrow type, and its value as the buffers of an array of length one
+_BUFFERS: dict[type, tuple[pa.DataType, Callable[[Any], tuple[bytes, ...]]]] = {
+    bool: (pa.bool_(), lambda value: (bytes([value]),)),
+    int: (pa.int64(), lambda value: (struct.pack("<q", value),)),
+    float: (pa.float64(), lambda value: (struct.pack("<d", value),)),
+    str: (pa.string(), lambda value: _text_buffers(value.encode())),
+    datetime.date: (pa.date32(), lambda value: (struct.pack("<i", value.toordinal() - _EPOCH),)),
+}
 _PLAIN = (bool, int, float, str, bytes, datetime.date, datetime.time, datetime.timedelta, Decimal, type(None))
 
 
@@ -74,6 +85,10 @@ def _typed_scalar(value: Any, target: pa.DataType) -> pa.Scalar:
     return pa.scalar(value, target)
 
 
+def _text_buffers(text: bytes) -> tuple[bytes, bytes]:
+    return struct.pack("<ii", 0, len(text)), text
+
+
 def _own_scalar(value: pa.Scalar | np.generic) -> pa.Scalar:
     if isinstance(value, pa.Scalar):
         return value.cast(canonical_type(value.type))
@@ -84,6 +99,12 @@ def _own_scalar(value: pa.Scalar | np.generic) -> pa.Scalar:
 
 
 def _plain_scalar(value: Any) -> pa.Scalar:
+    if value.__class__ in _BUFFERS:
+        kind, buffers = _BUFFERS[value.__class__]
+        try:  # `pa.scalar` would import pandas, which takes longer than all else that a declaration needs
+            return pa.Array.from_buffers(kind, 1, [None, *map(pa.py_buffer, buffers(value))])[0]
+        except (struct.error, UnicodeEncodeError):
+            pass  # out of range, or no valid text: what follows says so
     if isinstance(value, int) and not isinstance(value, bool):
         if -(2**63) <= value < 2**63:
             return pa.scalar(int(value), pa.int64())

@@ -456,3 +456,14 @@ def test_a_shared_term_is_computed_once() -> None:
     for _ in range(200):  # 2**200 additions as a tree
         expr = expr - expr + expr
     assert values(expr, a=[1, None]) == [1, None]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, False, 0, -1, 2**63 - 1, -(2**63), 0.0, -0.0, 1e308, float("inf"), "", "a\0ü", "x" * 999]
+    + [datetime.date(1, 1, 1), datetime.date(1969, 12, 31), datetime.date(9999, 12, 31)],
+)
+def test_constants_are_the_scalars_that_arrow_makes(value):
+    made = lit(value).scalar
+    assert made.equals(pa.scalar(value))
+    assert made.type == pa.scalar(value).type
