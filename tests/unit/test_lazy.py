@@ -59,7 +59,7 @@ def test_declaring_imports_neither_dask_nor_what_runs_pipelines():
 
 
 def test_a_name_that_is_not_there_is_told_with_what_was_meant():
-    with pytest.raises(AttributeError, match="no attribute 'read_parqet'.*Did you mean 'read_parquet'"):
+    with pytest.raises(AttributeError, match=r"no attribute 'read_parqet'.*Did you mean 'read_parquet'"):
         hw.read_parqet  # noqa: B018
     assert not hasattr(hw, "_nothing")
     assert issubclass(hw.errors.ParameterError, HeadwaterError)  # submodules are there without an import
