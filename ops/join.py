@@ -178,23 +178,28 @@ class JoinKernel(Kernel):
         index, payload = side
         for table in rechunk(left, index.probe_rows):
             codes = index.lookup([table.column(name) for name in self.left_on])
-            counts = index.counts(codes)
             if self.how in ("semi", "anti"):
-                rows = np.flatnonzero(counts == 0 if self.how == "anti" else counts)
-                yield self._output(table.take(pa.array(rows)), None, None)
+                found = codes >= 0
+                yield self._output(_rows_where(table, ~found if self.how == "anti" else found), None, None)
+            elif index.unique:
+                yield self._pairs(table, codes, index, payload)
             else:
-                yield from self._matches(table, codes, counts, index, payload)
+                yield from self._matches(table, codes, index, payload)
 
-    def _matches(
-        self, table: pa.Table, codes: np.ndarray, counts: np.ndarray, index: KeyIndex, payload: pa.Table
-    ) -> Stream:
+    def _pairs(self, table: pa.Table, codes: np.ndarray, index: KeyIndex, payload: pa.Table) -> pa.Table:
+        """Put each left row beside its only match."""
+        found = codes >= 0
+        if self.how == "inner":
+            return self._output(_rows_where(table, found), payload, index.rows(codes[found]))
+        rows = np.full(len(codes), -1, dtype=np.int64)
+        rows[found] = index.rows(codes[found])
+        return self._output(table, payload, rows)
+
+    def _matches(self, table: pa.Table, codes: np.ndarray, index: KeyIndex, payload: pa.Table) -> Stream:
         """Expand each left row by its matches, a slice of the output at a time."""
+        counts = index.counts(codes)
         copies = np.maximum(counts, 1) if self.how == "left" else counts
         ends = np.cumsum(copies)
-        if len(ends) and ends[-1] == len(ends) and copies.min() == 1:
-            whole = np.arange(len(ends))
-            yield self._output(table, payload, _rows(index, codes, whole * 0))
-            return
         table = table.combine_chunks()
         for start in range(0, int(ends[-1]) if len(ends) else 0, MORSEL_ROWS):
             places = np.arange(start, min(start + MORSEL_ROWS, int(ends[-1])))
@@ -250,9 +255,17 @@ def _check_choice(argument: str, value: str, valid: tuple[str, ...]) -> None:
 
 def _rows(index: KeyIndex, codes: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     """The right row of each match, -1 where there is none."""
-    found = index.counts(codes) > 0
+    found = codes >= 0
     if found.all():
         return index.rows(codes, ranks)
     rows = np.full(len(codes), -1, dtype=np.int64)
     rows[found] = index.rows(codes[found], ranks[found])
     return rows
+
+
+def _rows_where(table: pa.Table, mask: np.ndarray) -> pa.Table:
+    """The rows of a mask; no copy if these are all."""
+    kept = np.count_nonzero(mask)
+    if kept == len(mask):
+        return table
+    return table.take(pa.array(np.flatnonzero(mask))) if 4 * kept < len(mask) else table.filter(pa.array(mask))
