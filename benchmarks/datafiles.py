@@ -35,12 +35,17 @@ def prepare(folder: Path, scale: float) -> Inputs:
     tag = f"{scale:g}"
     inputs = Inputs(
         tpch=folder / f"tpch-{tag}",
+        tpch_plain=folder / f"tpch-{tag}-plain",
         text=folder / f"text-{tag}.txt",
         points=folder / f"points-{tag}.parquet",
         centers=folder / f"centers-{tag}.parquet",
         samples=folder / f"samples-{tag}.parquet",
     )
     tpch(inputs.tpch, scale)
+    inputs.tpch_plain.mkdir(exist_ok=True)
+    for name in TPCH_TABLES:
+        source = Path(inputs.table(name))
+        _once(Path(inputs.plain_table(name)), lambda path, source=source: write_plain(path, source))
     _once(inputs.text, lambda path: write_text(path, int(TEXT_BYTES * scale)))
     _once(inputs.points, lambda path: write_points(path, int(ROWS * scale)))
     _once(inputs.centers, lambda path: write_centers(path, inputs.points))
@@ -68,6 +73,16 @@ def tpch(folder: Path, scale: float) -> None:
         check=True,
         stdout=subprocess.DEVNULL,
     )
+
+
+def write_plain(path: Path, source: Path) -> None:
+    """Copy a Parquet file, and hide from readers which Arrow types its columns had: by another name of that entry."""
+    content = bytearray(source.read_bytes())
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    entry = content.rfind(b"ARROW:schema", footer)
+    if entry >= 0:
+        content[entry : entry + 5] = b"arrow"
+    path.write_bytes(content)
 
 
 def write_text(path: Path, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class Daft:
         pass
 
     def _read(self, inputs: Inputs, name: str) -> Any:
-        return self.daft.read_parquet(inputs.table(name))
+        return self.daft.read_parquet(inputs.plain_table(name))  # it doesn't read string views
 
     def _double(self, name: str) -> Any:
         return self.daft.col(name).cast(self.daft.DataType.float64())
@@ -216,7 +217,7 @@ class Daft:
     def sort(self, inputs: Inputs, folder: Path) -> None:
         """One file, as the names of several are random."""
         items = self._read(inputs, "lineitem").sort(list(SORT_KEYS))
-        items.write_parquet(str(folder), compression="snappy", single_file=True)
+        items.write_parquet(str(folder / "sorted.parquet"), compression="snappy", single_file=True)
 
     def repartition(self, inputs: Inputs, folder: Path) -> None:
         """By the hash as a column: ``repartition`` does nothing on the native runner."""
@@ -231,9 +232,7 @@ class Daft:
     def wordcount(self, inputs: Inputs, folder: Path) -> pa.Table:
         col = self.daft.col
         words = (
-            self.daft.read_text(str(inputs.text))
-            .select(col("content").split(" ").alias("word"))
-            .explode("word")
+            self.daft.read_text(str(inputs.text)).select(col("text").split(" ").alias("word")).explode("word")
         )
         return words.groupby("word").agg(col("word").count("all").alias("count")).to_arrow()
 
@@ -245,11 +244,15 @@ class Daft:
             *(self._double(n).mean().alias(f"{n}_mean") for n in STANDARDIZED),
             *(self._double(n).stddev().alias(f"{n}_std") for n in STANDARDIZED),
             *(col(n).list_agg_distinct().alias(n) for n in ENCODED),
+            col(FEATURE_KEYS[0]).count("all").alias("rows"),
         ).to_pydict()
+        to_population = math.sqrt(1 - 1 / fitted["rows"][0])  # its stddev is the sample's
         rows = items.select(
             *FEATURE_KEYS,
             *(
-                ((self._double(n) - fitted[f"{n}_mean"][0]) / fitted[f"{n}_std"][0]).alias(n)
+                ((self._double(n) - fitted[f"{n}_mean"][0]) / (fitted[f"{n}_std"][0] * to_population)).alias(
+                    n
+                )
                 for n in STANDARDIZED
             ),
             *(self._code(n, sorted(fitted[n][0])) for n in ENCODED),
@@ -260,9 +263,11 @@ class Daft:
 
     def _code(self, name: str, values: list[str]) -> Any:
         """The position of a column's value among a few."""
+        from daft.functions import when
+
         code = self.daft.lit(0)
         for i, value in enumerate(values[1:], start=1):
-            code = (self.daft.col(name) == value).if_else(i, code)
+            code = when(self.daft.col(name) == value, then=self.daft.lit(i)).otherwise(code)
         return code.alias(name)
 
     def kmeans(self, inputs: Inputs, folder: Path) -> pa.Table:

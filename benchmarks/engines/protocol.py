@@ -24,7 +24,9 @@ class Inputs:
     """Where the generated files lie; `datafiles` makes them, and `workloads` says what is in them.
 
     Args:
-        tpch: the folder of the TPC-H tables, one Parquet file each.
+        tpch: the folder of the TPC-H tables, one Parquet file each, as tpchgen-cli writes them: their metadata says that
+            texts are Arrow's string views.
+        tpch_plain: copies that say nothing of Arrow, for engines that can't read those.
         text: the text file whose words are counted.
         points: Parquet; columns `workloads.POINT_COLUMNS`, float64.
         centers: Parquet; the same columns, `workloads.CLUSTERS` rows: where k-means begins.
@@ -32,6 +34,7 @@ class Inputs:
     """
 
     tpch: Path
+    tpch_plain: Path
     text: Path
     points: Path
     centers: Path
@@ -40,6 +43,10 @@ class Inputs:
     def table(self, name: str) -> str:
         """The file of a TPC-H table, as ``inputs.table("lineitem")``."""
         return str(self.tpch / f"{name}.parquet")
+
+    def plain_table(self, name: str) -> str:
+        """The copy of a TPC-H table that says nothing of Arrow's types."""
+        return str(self.tpch_plain / f"{name}.parquet")
 
 
 #: Does one workload. Gets the inputs and an empty folder; returns its answer as a small Arrow table, or writes Parquet
