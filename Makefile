@@ -1,7 +1,8 @@
 # make demo    the whole way on generated data, to a trained model, on four local nodes, one of which is killed half-way
 # make test    every test; test-fast leaves out those that start processes
 # make check   what a reviewer would run first: style, layers, types
-# make bench   TPC-H beside DuckDB and Dask DataFrame, exchanges beside Dask DataFrame, planning
+# make bench   fourteen workloads beside Dask DataFrame, PySpark, Ray Data, DuckDB, Polars and Daft; exchanges; planning.
+#              Everything is installed in .venv-bench; PySpark needs Java
 # make bench-recovery   what killed nodes, slow workers and a killed scheduler cost, beside Dask DataFrame
 # make bench-training   a training step and kills beside PyTorch's DDP, and the RDD paper's experiments
 # make chaos   pipelines under random schedules of faults, compared byte by byte: 200 with shuffles, 100 that train,
@@ -12,6 +13,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+BENCH := .venv-bench
 WORKERS ?= 4
 
 .PHONY: demo test test-fast check format bench bench-recovery bench-training chaos clean
@@ -28,6 +30,12 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(PIP) --editable '.[$*]'
 	@touch $@ $(VENV)/.installed
+
+# Other engines have a virtual environment of their own: what they pin is nothing to the tests.
+$(BENCH)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[bench]'
+	@touch $@
 
 demo: $(VENV)/.installed
 	@rm -rf .demo
@@ -50,16 +58,16 @@ format: $(VENV)/.installed-check
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-bench
-	$(BIN)/python benchmarks/tpch.py
-	$(BIN)/python benchmarks/exchange.py
-	$(BIN)/python benchmarks/planning.py
+bench: $(BENCH)/.installed
+	$(BENCH)/bin/python benchmarks/compare.py
+	$(BENCH)/bin/python benchmarks/exchange.py
+	$(BENCH)/bin/python benchmarks/planning.py
 
-bench-recovery: $(VENV)/.installed-bench
-	$(BIN)/python benchmarks/recovery.py
-	$(BIN)/python benchmarks/backups.py
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/loop.py
+bench-recovery: $(BENCH)/.installed
+	$(BENCH)/bin/python benchmarks/recovery.py
+	$(BENCH)/bin/python benchmarks/backups.py
+	$(BENCH)/bin/python benchmarks/overhead.py
+	$(BENCH)/bin/python benchmarks/loop.py
 
 bench-training: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/training.py
@@ -78,6 +86,6 @@ chaos: $(VENV)/.installed
 	$(BIN)/headwater chaos tests/fault/training_pipeline.py --param inputs=.chaos/training --param sharded=true --steps 84 --runs $(SHARDED_RUNS) --seed $(SEED) --json .chaos/sharded.json
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .demo .bench .chaos
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info .demo .bench .chaos
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -81,7 +81,7 @@ class Answers:
     # -- tables ------------------------------------------------------------------------------------
 
     def _query(self, workload: str, table: pa.Table) -> str | None:
-        expected = self._once(workload, lambda: self._db.execute(SQL[workload]).to_arrow_table())
+        expected = self._once(workload, lambda: self._db.sql(SQL[workload]).to_arrow_table())
         return unequal(table, expected, SUMS)
 
     def _wordcount(self, table: pa.Table) -> str | None:
@@ -94,7 +94,7 @@ class Answers:
         )
         words = f"SELECT unnest(string_split(line, ' ')) AS word FROM {lines}"
         counted = f"SELECT word, count(*) AS count FROM ({words}) GROUP BY word ORDER BY word"
-        return self._db.execute(counted).to_arrow_table()
+        return self._db.sql(counted).to_arrow_table()
 
     def _kmeans(self, table: pa.Table) -> str | None:
         expected = self._once("kmeans", lambda: lloyd(self._inputs))
@@ -159,7 +159,7 @@ class Answers:
         if abs(of_train / of_all - TRAIN_SHARE) > 0.01:
             return f"{of_train / of_all:.1%} of the orders are in train"
         wrong = self._number(
-            self._once("features", self._wrong_features).format(f"({train_and(train, test)})")
+            self._once("features", self._wrong_features).format(f"({both_sides(train, test)})")
         )
         return f"{wrong} rows have other features" if wrong else None
 
@@ -232,7 +232,7 @@ def read(files: Sequence[Path]) -> str:
     return f"read_parquet({[str(file) for file in files]!r}, hive_partitioning = false, union_by_name = true)"
 
 
-def train_and(train: str, test: str) -> str:
+def both_sides(train: str, test: str) -> str:
     """Both sides' rows, as SQL."""
     names = ", ".join((*FEATURE_KEYS, *STANDARDIZED, *ENCODED))
     return f"SELECT {names} FROM {train} UNION ALL SELECT {names} FROM {test}"

@@ -3,9 +3,10 @@
     python benchmarks/compare.py --scale 1 --turns 3 --data .bench
     python benchmarks/compare.py --engines headwater,duckdb --workloads tpch_q1,sort --scale 0.1
 
-Every engine runs in a process of its own, is up before anything is measured, and stays up. For each workload all engines
-take a turn to warm up, and then in turn the measured ones: A B C A B C. Every answer of every turn is checked. What takes
-too long, fails, or answers wrongly counts as failed, with the reason; the rest goes on. Read ratios rather than seconds.
+Every engine runs in a process of its own, is up before anything is measured, and stays up. For each workload all
+engines take a turn to warm up, and then in turn the measured ones: A B C A B C. Every answer of every turn is checked.
+What takes too long, fails, or answers wrongly counts as failed, with the reason; the rest goes on. Read ratios rather
+than seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The other end of an engine's process: starts it, has it do jobs within a time limit, and sees that nothing is left of it."""
+"""The other end of an engine's process: starts it, has it do jobs within a time limit, and leaves nothing of it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ class EngineClient:
         """
         if self._process is None:
             self.open()
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         paths = {name: str(path) for name, path in vars(inputs).items()}
         request = {"workload": workload, "inputs": paths, "folder": str(folder), "answer": str(answer)}
         meter = Meter(self._tree)

@@ -3,8 +3,9 @@
     python benchmarks/engine_process.py duckdb --cores 2 --scratch FOLDER
 
 Started by `compare` with the Python in which the engine is installed. Once the engine is up it writes a line with
-``versions``, ``workloads`` and ``missing``; then, for each line ``{"workload", "inputs", "folder", "answer"}``, one with
-``seconds``, or with ``error``. A returned table is left in the file ``answer``, as Arrow. The end of stdin closes it.
+``versions``, ``workloads`` and ``missing``; then, for each line ``{"workload", "inputs", "folder", "answer"}``, one
+with ``seconds``, or with ``error``. A returned table is left in the file ``answer``, as Arrow. The end of stdin
+closes it.
 """
 
 from __future__ import annotations

@@ -17,11 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datafiles
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tpch
+import timing
 
 import headwater as hw
 from headwater import col
@@ -124,7 +125,7 @@ def measure(folder: Path, repeats: int) -> tuple[Times, list[str]]:
                 answers = []
                 for name, taken in by_system.items():
                     shutil.rmtree(out, ignore_errors=True)
-                    answer, took = tpch.timed(systems[name][job])
+                    answer, took = timing.timed(systems[name][job])
                     if turn:
                         taken.append(took)
                     answers.append(sorted_rows(out) if job == "sort" else answer)
@@ -144,14 +145,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(".bench"))
     options = parser.parse_args()
     folder = (options.data / f"tpch-{options.scale:g}").resolve()
-    tpch.generate(folder, options.scale)
+    datafiles.tpch(folder, options.scale)
     prepare(folder)
     size = pq.read_table(folder / "items.parquet").nbytes / 1e6
     times, wrong = measure(folder, options.repeats)
     print(f"{size:,.0f} MB of lineitem in memory, median of {options.repeats}, load {os.getloadavg()[0]:.1f}")
     for job, by_system in times.items():
-        speed = size / tpch.medians(by_system)["headwater"][0]
-        print(f"{tpch.row(job, by_system)}   headwater {speed:.0f} MB/s")
+        speed = size / timing.medians(by_system)["headwater"][0]
+        print(f"{timing.row(job, by_system)}   headwater {speed:.0f} MB/s")
     print("answers: " + ("equal" if not wrong else f"WRONG: {wrong}"))
     raise SystemExit(bool(wrong))
 

@@ -22,11 +22,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import datafiles
 import markdown
 import psutil
 import shuffle_job
-import tpch
-import tpch_queries
+import timing
+from engines import headwater_tpch
 from nodes import HERE, end_on_terminate
 
 import headwater as hw
@@ -72,8 +73,8 @@ def protect(on: bool) -> int:
 def jobs(tpch_folder: Path, shuffle_folder: Path) -> dict[str, Callable[[], hw.Dataset]]:
     """The jobs by name."""
     return {
-        "TPC-H Q1": lambda: tpch_queries.headwater_q1(tpch_folder),
-        "TPC-H Q3": lambda: tpch_queries.headwater_q3(tpch_folder),
+        "TPC-H Q1": lambda: headwater_tpch.q1(tpch_folder),
+        "TPC-H Q3": lambda: headwater_tpch.q3(tpch_folder),
         "shuffle": lambda: shuffle_job.in_headwater(shuffle_folder),
     }
 
@@ -83,7 +84,7 @@ def measure(options: argparse.Namespace) -> tuple[Pairs, dict[str, dict[str, int
     base = options.data.resolve()
     tpch_folder = base / f"tpch-{options.scale:g}"
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    tpch.generate(tpch_folder, options.scale)  # by a program that lies beside this Python
+    datafiles.tpch(tpch_folder, options.scale)  # by a program that lies beside this Python
     shuffle_folder = base / f"shuffle-{options.gb:g}"
     shuffle_job.generate(shuffle_folder, int(options.gb * 1e9) // 64)
     pairs: Pairs = defaultdict(list)
@@ -106,7 +107,7 @@ def measure(options: argparse.Namespace) -> tuple[Pairs, dict[str, dict[str, int
                     pair = {}
                     for case in order:
                         beacons = sum(client.run(protect, case == "with").values())
-                        report, pair[case] = tpch.timed(lambda: run(sessions[case], make()))  # noqa: B023
+                        report, pair[case] = timing.timed(lambda: run(sessions[case], make()))  # noqa: B023
                         if case == "with":
                             datasets = sum(stage["partitions"] > 0 for stage in report["stages"])
                             journals[name] = {"bytes": report["journal_bytes"], "datasets": datasets}

@@ -1,4 +1,4 @@
-"""What a process and all that descend from it use: memory and CPU time, sampled; and how they are ended, all of them."""
+"""A process and all that descend from it: the memory and CPU time that they use, sampled, and their end."""
 
 from __future__ import annotations
 

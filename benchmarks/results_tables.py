@@ -1,4 +1,4 @@
-"""What was measured, as Markdown: seconds, CPU seconds, memory, ratios and their geometric means; put into the documentation."""
+"""What was measured as Markdown tables: seconds, CPU seconds, memory, ratios and their geometric means."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def markdown(rows: Sequence[Row], scale: float, turns: int, cores: int) -> str:
     busy = f"load {min(loads):.1f} to {max(loads):.1f}" if loads else "nothing measured"
     versions = {name: text for row in rows for name, text in row["versions"].items()}
     about = (
-        f"{date.today()}, scale {scale:g}, {cores} cores for each engine ({platform.machine()}, {os.cpu_count()} in all), "
+        f"{date.today()}, scale {scale:g}, {cores} cores for each engine, of {os.cpu_count()} ({platform.machine()}), "
         f"{busy}. Median of {turns} interleaved turns after one that warms up; every answer of every turn checked. "
         + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
         + "."

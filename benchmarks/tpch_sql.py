@@ -1,4 +1,4 @@
-"""The TPC-H queries of the benchmark as SQL, over views or tables of the usual names; DuckDB's answers are the reference."""
+"""The TPC-H queries of the benchmark as SQL, over tables of the usual names; DuckDB's answers are the reference."""
 
 from __future__ import annotations
 

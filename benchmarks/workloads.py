@@ -1,9 +1,9 @@
 """The workloads of the benchmark: what each computes, and the constants that every engine shares.
 
 Answers are compared by `answers`. Where a workload returns a table, column names count, the order of columns doesn't,
-and numbers may come as any number type (decimals, floats and integers alike). Where it writes Parquet, files are looked
-for in all sub-folders, names that begin with ``_`` or ``.`` left out, and a number in a name counts as a number: ``part.2``
-comes before ``part.10``. Files are compressed with Snappy, whatever the engine's own default.
+and numbers may come as any number type (decimals, floats and integers alike). Where it writes Parquet, files are
+looked for in all sub-folders, names that begin with ``_`` or ``.`` left out, and a number in a name counts as a
+number: ``part.2`` comes before ``part.10``. Files are compressed with Snappy, whatever the engine's own default.
 """
 
 from __future__ import annotations
@@ -132,14 +132,15 @@ _ALL = (
     Workload(
         "logistic",
         "logistic regression",
-        "GRADIENT_STEPS steps over `samples`: one column `weight`, a row for each of FEATURE_COLUMNS, then the intercept.",
+        "GRADIENT_STEPS steps over `samples`: one column `weight`, a row for each of FEATURE_COLUMNS, then the "
+        "intercept.",
         "table",
     ),
     Workload(
         "noop",
         "10,000 no-ops",
-        "A dataset of NOOP_PARTITIONS rows in as many partitions, through a Python function that returns what it is given, "
-        "and counted: one row, column `count`.",
+        "A dataset of NOOP_PARTITIONS rows in as many partitions, through a Python function that returns what it is "
+        "given, and counted: one row, column `count`.",
         "table",
     ),
 )

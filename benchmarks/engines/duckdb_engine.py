@@ -57,7 +57,7 @@ class DuckDB:
         def run(inputs: Inputs, folder: Path) -> pa.Table:
             for table in TABLES:
                 self._db.execute(f"CREATE OR REPLACE TEMP VIEW {table} AS FROM '{inputs.table(table)}'")
-            return self._db.execute(SQL[name]).to_arrow_table()
+            return self._db.sql(SQL[name]).to_arrow_table()
 
         return run
 
@@ -78,7 +78,7 @@ class DuckDB:
             TO '{folder / "distinct.parquet"}' ({SNAPPY})""")
 
     def wordcount(self, inputs: Inputs, folder: Path) -> pa.Table:
-        return self._db.execute(f"""
+        return self._db.sql(f"""
             WITH lines AS (
                 FROM read_csv('{inputs.text}', columns = {{'line': 'VARCHAR'}}, header = false, delim = '\t',
                               quote = '', escape = '')),

@@ -1,4 +1,4 @@
-"""K-means and logistic regression in NumPy, for engines that read files and train nothing: what their users would write."""
+"""K-means and logistic regression in NumPy, as users of engines that train nothing would write them."""
 
 from __future__ import annotations
 

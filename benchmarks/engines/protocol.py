@@ -24,8 +24,8 @@ class Inputs:
     """Where the generated files lie; `datafiles` makes them, and `workloads` says what is in them.
 
     Args:
-        tpch: the folder of the TPC-H tables, one Parquet file each, as tpchgen-cli writes them: their metadata says that
-            texts are Arrow's string views.
+        tpch: the folder of the TPC-H tables, one Parquet file each, as tpchgen-cli writes them: their metadata says
+            that texts are Arrow's string views.
         tpch_plain: copies that say nothing of Arrow, for engines that can't read those.
         text: the text file whose words are counted.
         points: Parquet; columns `workloads.POINT_COLUMNS`, float64.
