@@ -18,6 +18,8 @@ from .morsels import contiguous
 
 #: numbers of a range up to so many times the rows are told apart by an array of slots
 _SPARSE = 4
+#: few values have all appeared within so many rows
+_HEAD = 4096
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,17 @@ class Groups:
     count: int
 
     @cached_property
+    def sizes(self) -> np.ndarray:
+        """How many rows each group has; shape (count,), int64."""
+        return np.bincount(self.codes, minlength=self.count)
+
+    @cached_property
     def first_rows(self) -> np.ndarray:
         """The first row of each group, -1 for one without rows; shape (count,), int64."""
         rows = np.full(self.count, -1, dtype=np.int64)
-        rows[self.codes[::-1]] = np.arange(len(self.codes) - 1, -1, -1)
+        head = self.codes[:_HEAD]
+        codes = head if len(head) and head.max() == self.count - 1 else self.codes
+        rows[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
         return rows
 
     @cached_property
@@ -68,7 +77,7 @@ def group(columns: Sequence[pa.ChunkedArray | pa.Array], rows: int) -> Groups:
         more, size = encode(contiguous(column))
         pairs = codes * size + more
         if count * size <= _SPARSE * rows:
-            codes, count = _number(_firsts_in_range(pairs, count * size))
+            codes, count = _number_places(pairs, count * size)
         elif max(count, size) > rows // 4:
             codes, count = _number(_firsts_by_sorting(pairs))  # faster than a hash table of many values
         else:
@@ -80,7 +89,7 @@ def encode(array: pa.Array) -> tuple[np.ndarray, int]:
     """Replace values by their number in order of first appearance.
 
     Args:
-        array: values of any type.
+        array: values of any type; a dictionary's values are distinct.
 
     Returns:
         The numbers, shape (rows,), int64, and how many distinct values there are.
@@ -91,12 +100,18 @@ def encode(array: pa.Array) -> tuple[np.ndarray, int]:
         return _pair(group([flags, *array.flatten()], len(array)))
     if _is_listlike(type):
         array = _list_bytes(array)
+    elif pa.types.is_dictionary(type):
+        nulls = null_mask(array)
+        places = array.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64) + 1
+        if nulls is not None:
+            places[nulls] = 0
+        return _number_places(places, len(array.dictionary) + 1)
     elif pa.types.is_null(type):
         return np.zeros(len(array), dtype=np.int64), min(len(array), 1)
     elif pa.types.is_interval(type):
         array = pa.array([repr(value) for value in array.to_pylist()])
     elif is_integral(type) and (places := _places(array)) is not None:
-        return _number(_firsts_in_range(*places))
+        return _number_places(*places)
     encoded = pc.dictionary_encode(comparable(array), null_encoding="encode")
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), len(encoded.dictionary)
 
@@ -155,6 +170,21 @@ def _places(array: pa.Array) -> tuple[np.ndarray, int] | None:
     if nulls is not None:
         places[nulls] = 0
     return places, high - low + 2
+
+
+def _number_places(places: np.ndarray, size: int) -> tuple[np.ndarray, int]:
+    """Number rows by first appearance of their places, which are below ``size``."""
+    if 8 * size > len(places):
+        return _number(_firsts_in_range(places, size))
+    present = np.flatnonzero(np.bincount(places, minlength=size))
+    firsts = np.full(size, len(places))
+    for rows in (places[:_HEAD], places):
+        firsts[rows[::-1]] = np.arange(len(rows) - 1, -1, -1)
+        if (firsts[present] < len(places)).all():
+            break
+    numbers = np.zeros(size, dtype=np.int64)
+    numbers[present[np.argsort(firsts[present])]] = np.arange(len(present))
+    return numbers[places], len(present)
 
 
 def _firsts_in_range(places: np.ndarray, size: int) -> np.ndarray:

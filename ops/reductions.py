@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import TypeMismatchError
+from .expressions.types import decimal_integers, fits_int64
 from .grouping import Groups, comparable, group
 
 #: integers whose sum in float64 passes this may overflow
 _MARGIN = 1 - 1e-9
+#: float64 adds integers below this exactly
+_EXACT = 1 << 53
 
 
 def sum_type(type: pa.DataType) -> pa.DataType | None:
@@ -34,6 +37,8 @@ def sum_type(type: pa.DataType) -> pa.DataType | None:
 
 def count_valid(groups: Groups, array: pa.Array) -> np.ndarray:
     """Count each group's non-null values; shape (count,), int64."""
+    if not array.null_count:
+        return groups.sizes
     return np.bincount(_valid(groups, array)[0], minlength=groups.count)
 
 
@@ -45,11 +50,13 @@ def add(groups: Groups, array: pa.Array) -> pa.Array:
     """
     type = sum_type(array.type)
     if pa.types.is_decimal(array.type):
+        if fits_int64(array.type) and (totals := _add_decimals(groups, array)) is not None:
+            return totals.cast(type)
         return _by_arrow(groups, array, "sum").cast(type)
-    codes, valid = _valid(groups, array)
-    empty = np.bincount(codes, minlength=groups.count) == 0
+    empty = count_valid(groups, array) == 0
     if pa.types.is_floating(type):
-        return pa.array(np.bincount(codes, weights=valid, minlength=groups.count), mask=empty)
+        return pa.array(add_floats(groups, array), mask=empty)
+    codes, valid = _valid(groups, array)
     dtype = np.uint64 if pa.types.is_uint64(type) else np.int64
     _check_overflow(groups, codes, valid, dtype)
     totals = np.zeros(groups.count, dtype=dtype)
@@ -61,6 +68,28 @@ def add_floats(groups: Groups, array: pa.Array) -> np.ndarray:
     """Sum each group's non-null values as float64 in row order; 0 for none; shape (count,)."""
     codes, values = _valid(groups, _floats(array))
     return np.bincount(codes, weights=values, minlength=groups.count)
+
+
+def _add_decimals(groups: Groups, array: pa.Array) -> pa.Array | None:
+    """Sum decimals that are stored as integers of 64 bits; None if a sum may not fit these."""
+    codes, valid = groups.codes, None
+    numbers = decimal_integers(array)
+    if array.null_count:
+        valid = array.is_valid().to_numpy(zero_copy_only=False)
+        codes, numbers = codes[valid], numbers[valid]
+    largest = max(abs(int(numbers.max())), abs(int(numbers.min()))) * len(numbers) if len(numbers) else 0
+    if largest < _EXACT:
+        totals = np.bincount(codes, weights=numbers, minlength=groups.count).astype(np.int64)
+    elif largest < 1 << 63:
+        totals = np.zeros(groups.count, dtype=np.int64)
+        np.add.at(totals, codes, numbers)
+    else:
+        return None
+    words = np.stack([totals, totals >> 63], axis=1)  # low word, then the sign
+    type = pa.decimal128(38, array.type.scale)
+    sums = pa.Array.from_buffers(type, groups.count, [None, pa.py_buffer(words)])
+    empty = count_valid(groups, array) == 0
+    return pc.if_else(pa.array(~empty), sums, pa.scalar(None, type)) if empty.any() else sums
 
 
 def moments(groups: Groups, array: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -59,6 +59,10 @@ class Expr(Operators, Methods, Aggregations, Namespaces):
 
     def columns(self) -> frozenset[str]:
         """The names of the columns the value is computed from."""
+        return self._columns
+
+    @cached_property
+    def _columns(self) -> frozenset[str]:
         return frozenset(part.name for part in self.walk() if isinstance(part, Column))
 
     def walk(self) -> Iterator[Expr]:

@@ -237,6 +237,11 @@ def retype(value: Value, type: pa.DataType) -> Value:
 def decimal_to_float(value: Value) -> Value:
     """Convert decimals to float64, correctly rounded up to 15 digits, so that 0.07 is 0.07."""
     scale = value.type.scale
+    if isinstance(value, pa.ChunkedArray):
+        return pa.chunked_array([decimal_to_float(chunk) for chunk in value.chunks], pa.float64())
+    if isinstance(value, pa.Array) and 0 <= scale <= 22 and fits_int64(value.type):
+        nulls = value.is_null().to_numpy(zero_copy_only=False) if value.null_count else None
+        return pa.array(decimal_integers(value) / 10.0**scale, mask=nulls)
     if not 0 <= scale <= 22 or isinstance(value, pa.Scalar):
         return (
             pa.scalar(_float(value.as_py()), pa.float64())
@@ -245,6 +250,22 @@ def decimal_to_float(value: Value) -> Value:
         )
     wide = pa.decimal256 if pa.types.is_decimal256(value.type) else pa.decimal128
     return pc.divide(relabel(value, wide(value.type.precision, 0)).cast(pa.float64()), 10.0**scale)
+
+
+def fits_int64(type: pa.DataType) -> bool:
+    """Whether the integers that decimals of a type are stored as fit 64 bits."""
+    return pa.types.is_decimal128(type) and type.precision <= 18
+
+
+def decimal_integers(array: pa.Array) -> np.ndarray:
+    """The integers that decimals are stored as, where `fits_int64`; shape (rows,), int64, null ones unknown.
+
+    Example:
+        >>> decimal_integers(pa.array([Decimal("1.25"), Decimal("-0.50")])).tolist()
+        [125, -50]
+    """
+    words = np.frombuffer(array.buffers()[1] or b"", dtype=np.int64)  # the lower word is the number
+    return words[2 * array.offset : 2 * (array.offset + len(array)) : 2]
 
 
 def _float(value: Decimal | None) -> float | None:
