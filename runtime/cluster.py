@@ -26,7 +26,8 @@ from .workers.memory_watch import MemoryWatch, read_peak
 _PROTOCOLS = ("tcp", "tls", "ucx", "ucxx", "ws", "wss", "inproc")
 
 #: how clusters we start run: tasks are pinned, so nothing may move them; what fails, the driver repeats;
-#: mapped files count as a process's memory, so Dask's own limits would kill for page cache
+#: mapped files count as a process's memory, so Dask's own limits would kill for page cache; a profiler that stops
+#: each thread a hundred times a second, and clocks that tick fifty times, take a tenth of a core from the tasks
 CONFIG: dict[str, Any] = {
     "distributed.scheduler.worker-saturation": "inf",
     "distributed.scheduler.work-stealing": False,
@@ -37,6 +38,8 @@ CONFIG: dict[str, Any] = {
     "distributed.worker.memory.terminate": False,
     "distributed.comm.timeouts.connect": "10s",
     "distributed.diagnostics.nvml": False,
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "500ms",
 }
 
 

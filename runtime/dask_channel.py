@@ -8,6 +8,7 @@ stay on the nodes; what travels through Dask are task descriptions and block ind
 from __future__ import annotations
 
 import asyncio
+import pickle
 import queue
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask
 import pyarrow as pa
-from distributed import Future, KilledWorker
+from distributed import Client, Future, KilledWorker
 
 from ..errors import ClusterError
 from ..planner.plan import Storage
@@ -40,7 +41,8 @@ from .scheduler_events import (
     WorkerJoined,
     WorkerLeft,
 )
-from .task import Block, Segment, StageProgram, Task
+from .short_batches import send_tasks_sooner
+from .task import Block, Segment, StageProgram, Task, TaskResult
 from .workers.relocation import pack_segments
 from .workers.worker_plugin import execute, pack_program
 
@@ -59,6 +61,10 @@ RETURN_SECONDS = 10.0
 _CLOSE_SECONDS = 5.0
 _ANSWER_SECONDS = 2.0
 _SURVEY_SECONDS = 30.0
+#: seconds for a worker to hold a question for results; and most workers that are asked at once, each over a
+#: connection of its own, of which a client has 512
+_LISTEN_SECONDS = 20.0
+_MOST_LISTENING = 256
 #: seconds between two questions how far tasks are
 PROGRESS_SECONDS = 0.5
 
@@ -84,6 +90,9 @@ class DaskChannel:
         self._payloads: dict[int, bytes | Future] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._watches: set[asyncio.Task[Any]] = set()
+        #: results that come straight from the workers, by `Task.name`, and who asks for them
+        self._early: dict[str, asyncio.Future[TaskResult]] = {}
+        self._listening: set[asyncio.Task[Any]] = set()
         #: what nodes are asked to keep, and to copy
         self._keeping: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -223,6 +232,7 @@ class DaskChannel:
         """Let go without deleting anything: the run belongs to another driver."""
         if not self._closed:
             self._detach()
+            self._client.loop.asyncio_loop.call_soon_threadsafe(self._stop_listening)
             if self._client.status == "running":
                 with suppress(OSError, TimeoutError):
                     self._client.sync(self._forget, list(self._futures.values()))
@@ -248,6 +258,7 @@ class DaskChannel:
         self._client, self._membership = self._executor.client, self._executor.membership
         self._generation = self._executor.generation
         self._comm = self._client.scheduler_comm
+        send_tasks_sooner(self._client)
         self._broken = False
         self._turns = {}  # locks belong to the event loop of their client
         self._events = queue.SimpleQueue()
@@ -297,6 +308,7 @@ class DaskChannel:
                 self._spawn(self._tell, [event.address], "cancel", names=list(self._stale))
             if self._epoch:
                 self._spawn(self._tell, [event.address], "fence", epoch=self._epoch)
+            self._spawn(self._listen, event.address, self._generation, into=self._listening)
         elif isinstance(event, WorkerLeft):
             node = self._nodes.pop(event.address, None)
             if node is not None:
@@ -342,7 +354,7 @@ class DaskChannel:
         """Wait for an attempt and turn what became of it into an event."""
         client = self._client
         try:
-            result = await client.gather(future, asynchronous=True)
+            result = await self._result(client, future, task.name)
             event: Event = TaskFinished(result)
         except KilledWorker as error:
             if error.last_worker is not None:
@@ -364,6 +376,39 @@ class DaskChannel:
         self._futures.pop(task.name, None)
         future.release()
         self._events.put(event)
+
+    async def _result(self, client: Client, future: Future, name: str) -> TaskResult:
+        """What an attempt returned, by whichever way it comes first."""
+        early = self._early[name] = asyncio.get_running_loop().create_future()
+        ended = asyncio.ensure_future(
+            future._state.wait()
+        )  # what `distributed.wait` waits for, of any client
+        try:
+            await asyncio.wait([early, ended], return_when=asyncio.FIRST_COMPLETED)
+            return early.result() if early.done() else await client.gather(future, asynchronous=True)
+        finally:
+            ended.cancel()
+            self._early.pop(name, None)
+
+    async def _listen(self, worker: str, generation: int) -> None:
+        """Ask a worker for results as long as the run goes on; without an answer, they come by way of Dask."""
+        if self._executor.listening >= _MOST_LISTENING:
+            return
+        self._executor.listening += 1
+        try:
+            over = False
+            while not (over or self._closed) and generation == self._generation and worker in self._nodes:
+                call = self._client.rpc(worker).headwater_results(run=self._run, seconds=_LISTEN_SECONDS)
+                reply = await asyncio.wait_for(call, _LISTEN_SECONDS + _ANSWER_SECONDS)
+                over = reply["over"]
+                for result in map(pickle.loads, reply["results"]):
+                    waiting = self._early.get(result.name)
+                    if waiting is not None and not waiting.done():
+                        waiting.set_result(result)
+        except Exception:  # the worker is gone, or hangs, or is of a version that doesn't do this
+            pass
+        finally:
+            self._executor.listening -= 1
 
     def _hear(self, message: dict[str, Any]) -> None:
         """A worker says something of the run, or of kept blocks."""
@@ -465,6 +510,10 @@ class DaskChannel:
             await asyncio.wait(self._watches, timeout=timeout)
         if self._futures:
             await self._forget(list(self._futures.values()))
+
+    def _stop_listening(self) -> None:
+        for task in list(self._listening):
+            task.cancel()
 
     async def _finish_keeping(self) -> None:
         """Wait until nodes have kept and copied what they were asked to."""

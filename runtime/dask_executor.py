@@ -56,6 +56,8 @@ class DaskExecutor:
         self.address: str = client.scheduler.address
         self.generation = 0
         self.closed = False
+        #: connections that wait for results; counted in the event loop
+        self.listening = 0
         self._owned = tuple(owned)
         self._plugin = HeadwaterWorkerPlugin(scratch, quota_bytes, kept_bytes=kept_bytes)
         #: under which Dask's scheduler counts all tasks; else it begins, and holds, a new span whenever it was idle

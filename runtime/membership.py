@@ -13,6 +13,7 @@ from distributed import Client
 from .demand import DemandPlugin
 from .health_monitor import HealthMonitor
 from .scheduler_events import Cause, WorkerDraining, WorkerJoined, WorkerLeft
+from .short_batches import ShortBatches
 from .workers.handover import RUNS_TOPIC, WORKERS_TOPIC
 from .workers.worker_plugin import HeadwaterWorkerPlugin
 
@@ -51,6 +52,7 @@ class Membership:
         client.sync(self._register, plugin)
         with suppress(Exception):  # a scheduler without Headwater does without
             client.register_plugin(DemandPlugin(), idempotent=True)
+            client.register_plugin(ShortBatches(), idempotent=True)
         client.subscribe_topic("all", self._on_event)
         client.subscribe_topic(WORKERS_TOPIC, self._on_farewell)
         client.subscribe_topic(RUNS_TOPIC, self._on_message)

@@ -208,6 +208,11 @@ class TaskResult:
     #: what happened to the gang of a train stage; see `training.job.TrainingLog`
     training: Mapping[str, Any] | None = None
 
+    @property
+    def name(self) -> str:
+        """`Task.name` of the attempt."""
+        return f"s{self.stage}-t{self.id}#{self.attempt}"
+
 
 class FetchFailedError(HeadwaterError):
     """Some inputs can't be read any more.

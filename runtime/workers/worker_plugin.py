@@ -8,6 +8,7 @@ import os
 import platform
 import threading
 from collections import OrderedDict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,11 @@ from ..training.network import DaskNetwork
 from ..training.service import TrainingService
 from ..training.stage import TrainingHost
 from .admission import Admission
+from .allocator import keep_freed_memory
 from .beacon_keeper import BeaconKeeper
 from .broadcast import BroadcastCache
 from .comeback import let_nanny_replace
+from .early_results import EarlyResults
 from .fetch import Fetcher, FetchOptions
 from .handover import RUNS_TOPIC, announce, leave, room_bytes, watch_retirement
 from .kept_service import KeptService
@@ -123,6 +126,7 @@ class WorkerRuntime:
         #: which attempts may run, how far they are, and where those wait that lack inputs
         self.admission = Admission()
         self._board = ProgressBoard()
+        self.early = EarlyResults(worker.loop.asyncio_loop)
         self._relocations = Relocations(
             lambda run, message: self.worker.log_event(RUNS_TOPIC, {"run": run, **message})
         )
@@ -156,6 +160,7 @@ class WorkerRuntime:
             self.blocks,
             self.inventory,
             self.info,
+            self.early.results,
         ):
             self.worker.handlers[f"headwater_{operation.__name__}"] = operation
         kept = KeptService(
@@ -169,6 +174,7 @@ class WorkerRuntime:
         self.worker = worker
         self.draining = self.retiring = self.left = False
         self.fetcher.attach(worker.rpc, worker.loop.asyncio_loop)
+        self.early = EarlyResults(worker.loop.asyncio_loop)
         self.install()
 
     def execute(self, task: Task, payload: bytes) -> TaskResult:
@@ -178,7 +184,9 @@ class WorkerRuntime:
             CancelledTask: it may not run; see `Admission`.
         """
         try:
-            return self._execute(task, payload)
+            result = self._execute(task, payload)
+            self.early.post(task.run, result)
+            return result
         finally:
             if self.admission.is_over(task.run):  # it may have begun just when the run's files were deleted
                 self.store.remove_run(task.run)
@@ -291,8 +299,9 @@ class WorkerRuntime:
         return self.admission.running()
 
     async def start_beacon(self) -> None:
-        """Start what tells clients that this process lives."""
+        """Start what tells clients that this process lives, and let it keep memory, if it is the worker's own."""
         if not self.worker.address.startswith("inproc"):
+            keep_freed_memory()
             self.beacon = BeaconKeeper(get_address_host(self.worker.address))
             await asyncio.to_thread(self.beacon.start)
 
@@ -331,6 +340,7 @@ class WorkerRuntime:
         self.draining = self.retiring = retiring
 
     def _forget(self, run: str) -> None:
+        self.early.forget(run)
         self.broadcasts.forget(run)
         self.training.forget(run)
         with self._lock:
@@ -424,6 +434,7 @@ def _make_portable(error: HeadwaterError) -> None:
         error.__cause__ = error.__context__ = None
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)

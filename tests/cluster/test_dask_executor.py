@@ -393,6 +393,16 @@ def test_program_that_can_not_be_pickled_is_named(executor):
         driver.run()
 
 
+def test_results_that_no_worker_is_asked_for_come_by_way_of_dask(two_nodes, monkeypatch):
+    with Driver(sums_plan(), two_nodes) as driver:
+        outcome = driver.run()
+        expected = outcome.outputs["sums"].fingerprints
+    monkeypatch.setattr("headwater.runtime.dask_channel._MOST_LISTENING", 0)
+    with Driver(sums_plan(), two_nodes) as driver:
+        assert driver.run().outputs["sums"].fingerprints == expected
+    assert two_nodes.listening == 0
+
+
 def test_large_programs_run(executor):
     kernel = Failing(ValueError("x" * 200_000))
     stage = scan(kernel=kernel)
