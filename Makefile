@@ -41,11 +41,14 @@ demo: $(VENV)/.installed
 	@rm -rf .demo
 	@$(BIN)/headwater demo --workers $(WORKERS) --output .demo/rides --report-json .demo/report.json
 
+# how many tests run at once
+TESTS ?= 2
+
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTS)
 
 test-fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not cluster and not fault and not slow"
+	$(BIN)/python -m pytest -n $(TESTS) -m "not cluster and not fault and not slow"
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .
