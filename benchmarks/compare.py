@@ -83,6 +83,7 @@ class Comparison:
                 "ok": engine not in failed,
                 "missing": engine in missing,
                 "reason": failed.get(engine),
+                "startup_seconds": client.startup_seconds,
                 "versions": client.versions,
                 "turns": turns[engine],
             }
@@ -128,11 +129,11 @@ def main() -> None:
             python = sys.executable if name == "headwater" else options.peers
             client = EngineClient(name, python, options.cores, scratch / name, options.limit)
             try:
-                seconds = client.open()
+                client.open()
             except EngineError as error:
                 print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
                 continue
-            print(f"{name} is up after {seconds:.1f} s", file=sys.stderr, flush=True)
+            print(f"{name} is up after {client.startup_seconds:.1f} s", file=sys.stderr, flush=True)
             clients[name] = client
         answers = Answers(inputs, options.cores)
         comparison = Comparison(clients, inputs, answers, scratch / "turn", options.turns)

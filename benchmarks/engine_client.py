@@ -35,6 +35,7 @@ class EngineClient:
         workloads: what it can do.
         missing: why it can't do the others.
         versions: of its packages.
+        startup_seconds: from the import of the engine until it was up, the last time.
     """
 
     def __init__(self, name: str, python: str, cores: int, scratch: Path, limit: float):
@@ -42,13 +43,14 @@ class EngineClient:
         self.workloads: list[str] = []
         self.missing: dict[str, str] = {}
         self.versions: dict[str, str] = {}
+        self.startup_seconds = 0.0
         self._command = [python, str(PROCESS), name, "--cores", str(cores), "--scratch", str(scratch)]
         self._scratch = scratch
         self._limit = limit
         self._process: subprocess.Popen[str] | None = None
 
-    def open(self) -> float:
-        """Start the engine; returns the seconds that took it.
+    def open(self) -> None:
+        """Start the engine.
 
         Raises:
             EngineError: it doesn't start.
@@ -74,10 +76,10 @@ class EngineClient:
             self.kill()
             raise
         self.workloads, self.missing, self.versions = hello["workloads"], hello["missing"], hello["versions"]
-        return float(hello["seconds"])
+        self.startup_seconds = float(hello["seconds"])
 
     def run(self, workload: str, inputs: Inputs, folder: Path, answer: Path) -> tuple[float, Usage]:
-        """Have a job done; after a failure that leaves the engine in doubt, it is ended and started anew.
+        """Have a job done. After a failure the engine is ended; the next job starts it anew.
 
         Args:
             workload: its name.
