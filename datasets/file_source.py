@@ -103,9 +103,8 @@ class FileSource(Source):
         for part in split.detail:
             constants = dict(zip(self.hive_schema.names, part.file.values))
             stored = [name for name in columns if name not in constants]
-            target = pa.schema([self.file_schema.field(name) for name in stored])
             for table in self.read_part(part, stored, predicate, left):
-                table = canonical_table(table, target)
+                table = self.typed(table)
                 if left is not None:
                     table = table.slice(0, min(left, table.num_rows))  # without columns, slice doesn't clip
                     left -= table.num_rows
@@ -144,6 +143,10 @@ class FileSource(Source):
     ) -> Iterator[pa.Table]:
         """Read columns of ``file_schema`` of a part; types still as the file has them."""
         raise NotImplementedError
+
+    def typed(self, table: pa.Table) -> pa.Table:
+        """Bring columns of ``file_schema`` to the types of ``schema``."""
+        return canonical_table(table, pa.schema([self.file_schema.field(n) for n in table.column_names]))
 
     def _with_constants(
         self, table: pa.Table, columns: Sequence[str], constants: Mapping[str, Any]

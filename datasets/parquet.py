@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from itertools import islice
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CorruptFileError
+from ..ops.expressions.cast import cast_value
 from ..ops.expressions.expr import Expr, evaluate_column
 from ..ops.expressions.statistics import ColumnStatistics, which_match
 from ..ops.kernel import MORSEL_ROWS
@@ -27,6 +29,9 @@ PARTITION_BYTES = 32 << 20
 _MOST_PROBED = 0.5
 _PROBED_ROWS = MORSEL_ROWS // 4
 
+#: a text column is worth reading as a dictionary if its values take this many bytes on average, or fewer
+_DICTIONARY_BYTES = 2
+
 
 class ParquetSource(FileSource):
     """Parquet files. Made by `parquet_source`, which checks the footers."""
@@ -34,6 +39,8 @@ class ParquetSource(FileSource):
     kind = "parquet"
 
     def __init__(self, files: FileSet, footers: Sequence[pq.FileMetaData], partition_bytes: int):
+        #: columns that are read in another type than the file's
+        self._read_as: dict[str, pa.DataType] = {}
         schema = canonical_schema(footers[0].schema.to_arrow_schema())
         super().__init__(files, schema, {}, partition_bytes)
         self.row_bytes = row_bytes(footers, self.schema)
@@ -42,6 +49,53 @@ class ParquetSource(FileSource):
     def __getstate__(self) -> dict[str, Any]:
         """Footers stay on the driver; they can be large, and a worker reads those of its own splits."""
         return {**super().__getstate__(), "_footers": None}
+
+    @property
+    def schema(self) -> pa.Schema:
+        fields = [pa.field(f.name, self._read_as.get(f.name, f.type)) for f in self.file_schema]
+        return pa.schema([*fields, *self.hive_schema])
+
+    def reading_as(self, types: Mapping[str, pa.DataType]) -> ParquetSource:
+        source = copy(self)
+        stored = {field.name: field.type for field in self.file_schema}
+        source._read_as = {
+            name: type
+            for name, type in types.items()
+            if name in stored
+            and (
+                self._repeats(name)
+                if pa.types.is_dictionary(type)
+                else pa.types.is_decimal(stored[name]) and pa.types.is_float64(type)
+            )
+        }
+        return source
+
+    def _repeats(self, name: str) -> bool:
+        """Whether a column is stored as few values that repeat: at most a byte a row or so."""
+        places = [footer.schema.to_arrow_schema().get_field_index(name) for footer in self.footers]
+        size = values = 0
+        for footer, place in zip(self.footers, places):
+            if footer.schema.column(place).path != name:  # a nested column stands before it
+                return False
+            for group in range(footer.num_row_groups):
+                chunk = footer.row_group(group).column(place)
+                size, values = size + chunk.total_uncompressed_size, values + chunk.num_values
+        return size <= _DICTIONARY_BYTES * values
+
+    def typed(self, table: pa.Table) -> pa.Table:
+        if not self._read_as:
+            return super().typed(table)
+        fields = [
+            pa.field(name, type)
+            if pa.types.is_dictionary(type := self._read_as.get(name, pa.null()))
+            else self.file_schema.field(name)
+            for name in table.column_names
+        ]
+        table = canonical_table(table, pa.schema(fields))
+        for place, name in enumerate(table.column_names):
+            if self._read_as.get(name) == pa.float64():
+                table = table.set_column(place, name, cast_value(table.column(place), pa.float64()))
+        return table
 
     @property
     def footers(self) -> Sequence[pq.FileMetaData]:
@@ -80,7 +134,10 @@ class ParquetSource(FileSource):
     def read_part(
         self, part: Part, columns: list[str], predicate: Expr | None, limit: int | None
     ) -> Iterator[pa.Table]:
-        file = open_parquet(self.files, part.file)
+        dictionaries = [
+            name for name in columns if pa.types.is_dictionary(self._read_as.get(name, pa.null()))
+        ]
+        file = open_parquet(self.files, part.file, dictionaries)
         try:
             groups = list(part.where)
             if predicate is not None:
@@ -164,15 +221,20 @@ def parquet_source(
     return ParquetSource(files, footers, partition_bytes)
 
 
-def open_parquet(files: FileSet, file: DataFile) -> pq.ParquetFile:
-    """Open a Parquet file; the caller closes it.
+def open_parquet(files: FileSet, file: DataFile, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
+    """Open a Parquet file, to read some columns as dictionaries; the caller closes it.
 
     Raises:
         CorruptFileError: it isn't Parquet, or is cut short.
     """
     handle = files.open_arrow(file)
     try:
-        return pq.ParquetFile(handle, pre_buffer=not files.local, page_checksum_verification=True)
+        return pq.ParquetFile(
+            handle,
+            read_dictionary=list(dictionaries),
+            pre_buffer=not files.local,
+            page_checksum_verification=True,
+        )
     except (pa.ArrowException, OSError) as error:
         handle.close()
         raise corrupt(file, error) from error

@@ -257,7 +257,11 @@ def _merge_states(
 
 
 def _group_keys(groups: Groups, table: pa.Table, keys: Sequence[str]) -> list[pa.Array]:
-    """The key of each group, -0.0 and NaN in one form."""
+    """The key of each group, -0.0 and NaN in one form, dictionaries decoded."""
     rows = pa.array(groups.first_rows)
     firsts = [contiguous(table.column(name)).take(rows) for name in keys]
-    return [comparable(first).cast(first.type) for first in firsts]
+    return [_decoded(comparable(first).cast(first.type)) for first in firsts]
+
+
+def _decoded(array: pa.Array) -> pa.Array:
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array

@@ -5,7 +5,7 @@ The planner pushes columns, predicates and limits through this protocol without 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,19 @@ class Source:
         """
         raise NotImplementedError
 
+    def reading_as(self, types: Mapping[str, pa.DataType]) -> Source:
+        """A source of the same rows that yields some columns in other types.
+
+        Args:
+            types: the type wanted of a column: a dictionary of a text column, or float64 for a decimal one, which
+                then is what casting it gives.
+
+        Returns:
+            A source whose schema tells which of the wishes are fulfilled; by default none is. Identity,
+            splits and predicates are this source's.
+        """
+        return self
+
     def column_bytes(self, columns: Sequence[str]) -> float:
         """The share, 0 to 1, of a split's bytes that these columns take; by default from type widths."""
         return min(1.0, len(columns) / max(1, len(self.schema)))
@@ -110,6 +123,8 @@ def read_exactly(
             if isinstance(mask, pa.Scalar):
                 if not mask.as_py():
                     continue
+            elif columns:
+                table = table.select(list(columns)).filter(mask)
             else:
                 table = table.filter(mask)
             table = table.select(list(columns))

@@ -18,7 +18,7 @@ from ..ops.filter import Filter, FilterKernel
 from ..ops.join import Join
 from ..ops.limit import Limit, LimitKernel
 from ..ops.map_batches import MapBatches, MapBatchesKernel
-from ..ops.node import Node
+from ..ops.node import Node, listed
 from ..ops.ordering import key_names
 from ..ops.partitioner import RoundRobinPartitioner
 from ..ops.project import Project, ProjectKernel
@@ -34,6 +34,7 @@ from .joins import lower_join
 from .options import PlanOptions
 from .partitioning import Hashed, gathers, through_project
 from .plan import Estimate, ScanLeaf
+from .read_types import changes, read_types
 from .rereading import is_scanned
 from .rewrite import title
 from .rules.column_pruning import column_pruning
@@ -217,6 +218,12 @@ def lower_aggregate(low: Lowering, node: Aggregate, below: Fragment) -> Fragment
     combine = low.enabled("map_side_combine")
     if moves and not combine:
         below = low.builder.hashed(below, node.keys, low.count(below.estimate.bytes) if node.keys else 1)
+    if low.enabled("read_types"):
+        read = [a.column for a in node.aggregations if a.column is not None]
+        operator = read_types(below.operator, node.keys, read)
+        if changed := changes(below.operator, operator):
+            low.builder.trace("read_types", True, f"{title(node)}: {listed(changed)}")
+        below = replace(below, operator=operator)
     partial = low.builder.step(
         PartialAggregateKernel(node.keys, node.aggregations, states),
         [below],

@@ -63,6 +63,7 @@ PHYSICAL_RULES = (
     "broadcast_join",
     "exchange_elimination",
     "key_sampling",
+    "read_types",
     "map_side_combine",
     "split_pruning",
 )

@@ -23,7 +23,7 @@ def calls(monkeypatch) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("setting, kept", [(None, True), ("65536", True), ("4096", False), ("0", False)])
+@pytest.mark.parametrize(("setting", "kept"), [(None, True), ("65536", True), ("4096", False), ("0", False)])
 def test_users_setting_is_left_alone(monkeypatch, calls, setting, kept):
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
     if setting is not None:

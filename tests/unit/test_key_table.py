@@ -31,7 +31,7 @@ def test_first_row_of_each_key(build, keys, probes):
 
 
 @pytest.mark.parametrize(
-    "keys, kind",
+    ("keys", "kind"),
     [
         (np.arange(1000) * 7, DirectTable),
         (np.arange(1000) << 40, HashTable),
