@@ -16,6 +16,7 @@ from .csv_dialect import Dialect, check_dialect
 from .csv_text import csv_header, csv_lines
 from .file_sink import CODEC_SUFFIXES, FileSink, TableWriter
 from .json_text import is_json_type, json_lines
+from .parquet_writer import ParquetWriter
 from .sizes import check_positive
 
 _PARQUET_CODECS = ("zstd", "snappy", "gzip", "lz4", "brotli", None)
@@ -75,9 +76,7 @@ class ParquetSink(FileSink):
         return True
 
     def open_writer(self, file: BinaryIO, schema: pa.Schema) -> TableWriter:
-        return pq.ParquetWriter(
-            file, schema, compression=self.compression or "none", write_page_checksum=True
-        )
+        return ParquetWriter(file, schema, self.compression)
 
 
 class _TextSink(FileSink):

@@ -139,6 +139,36 @@ def test_files_depend_on_rows_and_not_on_how_the_stream_is_cut(tmp_path: Path, m
     assert any("part-00000-1" in name for name in contents[0])  # files were closed and continued
 
 
+def test_columns_get_a_dictionary_where_values_repeat(tmp_path: Path):
+    """Also inside of lists and structs, and however the rows come; one of distinct values only costs time."""
+    rows = 20_000
+    numbers = np.random.default_rng(5).permutation(rows)
+    table = pa.table(
+        {
+            "id": numbers,
+            "half": numbers // 2,
+            "fiftieth": numbers // 50,
+            "side": pa.array(["left", None]).take(pa.array(numbers % 2)),
+            "price": pa.array([decimal.Decimal(int(n)) / 4 for n in numbers], pa.decimal128(15, 2)),
+            "pair": pa.StructArray.from_arrays([pa.array(numbers), pa.array(numbers % 3)], ["id", "third"]),
+            "tags": pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(numbers % 5, 2)), 2).cast(
+                pa.list_(pa.int64())
+            ),
+        }
+    )
+    written = set()
+    for pieces in (1, 7):
+        path = tmp_path / f"{pieces}.parquet"
+        write(ParquetSink(path, row_group_rows=8000), table, pieces=pieces)
+        assert pq.read_table(path).equals(table)
+        written.add(path.read_bytes())
+        for group in range(3):
+            columns = [pq.ParquetFile(path).metadata.row_group(group).column(i) for i in range(8)]
+            with_one = [c.path_in_schema for c in columns if "RLE_DICTIONARY" in c.encodings]
+            assert with_one == ["fiftieth", "side", "pair.third", "tags.list.element"]
+    assert len(written) == 1
+
+
 def test_row_groups_have_the_rows_asked_for(tmp_path: Path):
     table = pa.table({"x": range(1000)})
     write(ParquetSink(tmp_path / "x.parquet", row_group_rows=300, compression="snappy"), table, pieces=17)
