@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .kernel import Context, Stream
-from .morsels import slices
+from .kernel import MORSEL_ROWS, Context, Stream
+from .morsels import gather, slices
 from .ordering import SortKey, key_names, quantiles, segments, sort_indices
 from .spill import SpillFile
 
@@ -76,8 +76,8 @@ def _equal_rows(piece: pa.Table, lowest: pa.Table, keys: Sequence[SortKey]) -> i
 def sorted_slices(table: pa.Table, keys: Sequence[SortKey]) -> Stream:
     """Yield the rows of a table in order, a slice at a time."""
     order = sort_indices(table, keys)
-    for piece in slices(pa.table([order], names=["row"])):
-        yield table.take(piece.column(0))
+    for start in range(0, len(order), MORSEL_ROWS):
+        yield gather(table, order.slice(start, MORSEL_ROWS))
 
 
 def _sample(run: SpillFile, keys: Sequence[SortKey]) -> pa.Table:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .kernel import MORSEL_ROWS
 
@@ -45,6 +46,22 @@ def slices(table: pa.Table, rows: int = MORSEL_ROWS) -> Iterator[pa.Table]:
     """Yield consecutive slices of a table, none longer than ``rows``; nothing for an empty table."""
     for start in range(0, table.num_rows, rows):
         yield table.slice(start, min(rows, table.num_rows - start))  # without columns, slice doesn't clip
+
+
+def gather(table: pa.Table, rows: np.ndarray | pa.Array) -> pa.Table:
+    """Take rows by their numbers, all of which the table has: `Table.take` without its checks and its chunks.
+
+    Args:
+        table: best of one chunk a column; others are joined first.
+        rows: shape (n,), of integers; uint32 is fastest.
+
+    Example:
+        >>> gather(pa.table({"x": [5, 6, 7]}), np.array([2, 0])).to_pydict()
+        {'x': [7, 5]}
+    """
+    numbers = rows if isinstance(rows, pa.Array) else pa.array(rows)
+    columns = [pc.take(contiguous(column), numbers, boundscheck=False) for column in table.columns]
+    return pa.Table.from_arrays(columns, schema=table.schema)
 
 
 def drained(tables: list[pa.Table]) -> Iterator[pa.Table]:

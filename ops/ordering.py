@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .grouping import comparable, group, null_mask
+from .grouping import group, null_mask
+from .key_words import key_words, order_of, sortable
 from .morsels import contiguous
 
 
@@ -52,15 +52,17 @@ def sort_indices(table: pa.Table, keys: Sequence[SortKey]) -> pa.Array:
         >>> sort_indices(table, [SortKey("x", descending=True)]).to_pylist()
         [1, 3, 0, 2]
     """
-    columns = [_sortable(contiguous(table.column(key.column))) for key in keys]
-    if len(keys) == 1 and pa.types.is_integer(columns[0].type) and _is_wide(columns[0]):
-        return pa.array(_sort_integers(columns[0], keys[0]))
+    columns = [sortable(contiguous(table.column(key.column))) for key in keys]
+    words = key_words([(c, key.descending, key.nulls_first) for c, key in zip(columns, keys)])
+    if words is not None:
+        order = order_of(words, table.num_rows)
+        return pa.array(order.astype(np.uint32) if len(order) < 1 << 32 else order)  # as take likes it best
     names = [str(position) for position in range(len(keys))]
-    order = [
+    directions = [
         (name, "descending" if key.descending else "ascending", "at_start" if key.nulls_first else "at_end")
         for name, key in zip(names, keys)
     ]
-    return pc.sort_indices(pa.table(columns, names=names), sort_keys=order)
+    return pc.sort_indices(pa.table(columns, names=names), sort_keys=directions)
 
 
 def segments(table: pa.Table, boundaries: pa.Table, keys: Sequence[SortKey]) -> np.ndarray:
@@ -83,13 +85,20 @@ def segments(table: pa.Table, boundaries: pa.Table, keys: Sequence[SortKey]) -> 
         return np.zeros(table.num_rows, dtype=np.uint32)
     width = 2 * boundaries.num_rows + 4
     rows, bounds = _ranks(table, boundaries, keys[0])
-    for key in keys[1:]:
-        more, edges = _ranks(table, boundaries, key)
-        rows, bounds = rows * width + more, bounds * width + edges
-        known = np.unique(bounds)
-        rows, bounds = _ranks_of_numbers(rows, known), _ranks_of_numbers(bounds, known)
-    below = np.searchsorted(bounds, np.arange(width), side="right").astype(np.uint32)
-    return below[rows]
+    counts = _below(rows, bounds, width)
+    undecided = (
+        np.flatnonzero(rows % 2 == 0) if len(keys) > 1 else rows[:0]
+    )  # where the first key is a bound's
+    if len(undecided):
+        equal = table.select(key_names(keys)).take(pa.array(undecided))
+        rows = rows[undecided]
+        for key in keys[1:]:
+            more, edges = _ranks(equal, boundaries, key)
+            rows, bounds = rows * width + more, bounds * width + edges
+            known = np.unique(bounds)
+            rows, bounds = _ranks_of_numbers(rows, known), _ranks_of_numbers(bounds, known)
+        counts[undecided] = _below(rows, bounds, width)
+    return counts
 
 
 def quantiles(rows: pa.Table, weights: np.ndarray, keys: Sequence[SortKey], count: int) -> pa.Table:
@@ -115,48 +124,14 @@ def quantiles(rows: pa.Table, weights: np.ndarray, keys: Sequence[SortKey], coun
     return chosen.take(pa.array(group(chosen.columns, chosen.num_rows).first_rows))
 
 
-def _is_wide(array: pa.Array) -> bool:
-    """Whether integers are too many and too far apart for Arrow's counting sort."""
-    if len(array) - array.null_count < 1024:
-        return False
-    limits = pc.min_max(array)
-    return limits["max"].as_py() - limits["min"].as_py() >= 1 << 16
-
-
-def _sort_integers(array: pa.Array, key: SortKey) -> np.ndarray:
-    """Sort by NumPy's vectorised sort, which isn't stable; equal values are then put in row order."""
-    rows = None
-    if array.null_count:
-        nulls = array.is_null().to_numpy(zero_copy_only=False)
-        rows, missing = np.flatnonzero(~nulls), np.flatnonzero(nulls)
-        array = array.drop_null()
-    values = array.to_numpy()
-    values = ~values if key.descending else values
-    order = np.argsort(values)
-    ordered = values[order]
-    differs = ordered[1:] != ordered[:-1]
-    if not differs.all():
-        rank = np.concatenate([[0], np.cumsum(differs)])
-        order = np.sort(rank * len(order) + order) % len(order)
-    if rows is None:
-        return order
-    return np.concatenate([missing, rows[order]] if key.nulls_first else [rows[order], missing])
-
-
-def _sortable(array: pa.Array) -> pa.Array:
-    """Replace floats by integers of the same order, as Arrow puts NaN beside the nulls."""
-    if not pa.types.is_floating(array.type):
-        return array
-    array = comparable(array)
-    bits: Any = np.int32 if array.type.bit_width == 32 else np.int64
-    mask = null_mask(array)
-    raw = array.to_numpy(zero_copy_only=False).view(bits)
-    return pa.array(np.where(raw < 0, raw ^ np.iinfo(bits).max, raw), mask=mask)
+def _below(rows: np.ndarray, bounds: np.ndarray, width: int) -> np.ndarray:
+    """For each rank, how many of the bounds' aren't above it."""
+    return np.searchsorted(bounds, np.arange(width), side="right").astype(np.uint32)[rows]
 
 
 def _ranks(table: pa.Table, boundaries: pa.Table, key: SortKey) -> tuple[np.ndarray, np.ndarray]:
     """Rank a column's values, and the boundaries, among the distinct boundaries, as the key orders."""
-    values, limits = (_sortable(contiguous(t.column(key.column))) for t in (table, boundaries))
+    values, limits = (sortable(contiguous(t.column(key.column))) for t in (table, boundaries))
     known = pc.unique(limits.drop_null())
     known = known.take(pc.sort_indices(known)) if len(known) else known
     top = 2 * len(known) + 2

@@ -20,6 +20,10 @@ from .node import Node
 from .ordering import SortKey, segments, sort_indices
 from .spill import SpillFile, new_spill
 
+#: how much of its memory a sort fills before it puts rows aside; the rest is for a column that is joined, the rows'
+#: numbers and the slice that goes out
+_HELD_SHARE = 0.75
+
 
 def check_sort_keys(keys: Sequence[SortKey], schema: pa.Schema) -> None:
     """Raise ColumnNotFoundError or TypeMismatchError for keys that the schema can't be sorted by."""
@@ -107,29 +111,43 @@ class SortKernel(Kernel):
         for table in stream:
             held.append(table)
             size += table.nbytes
-            if size > context.memory_bytes // 3:
+            if size > context.memory_bytes * _HELD_SHARE:
                 yield from self._spill(held, stream, context)
                 return
         if held:
-            yield from sorted_slices(pa.concat_tables(held).combine_chunks(), self.keys)
+            yield from sorted_slices(_joined(held), self.keys)
 
     def _spill(self, held: list[pa.Table], stream: Stream, context: Context) -> Stream:
         with context.spill_folder() as folder:
             runs: list[SpillFile] = []
-            size = context.memory_bytes
+            limit = context.memory_bytes * _HELD_SHARE
+            size = limit + 1
             end: list[pa.Table | None] = [None]
             for table in chain(end, stream, end):
                 if table is not None:
                     held.append(table)
                     size += table.nbytes
-                if held and (table is None or size > context.memory_bytes // 3):
+                if held and (table is None or size > limit):
                     runs.append(new_spill(Path(folder), held[0].schema, context))
-                    for piece in sorted_slices(pa.concat_tables(held).combine_chunks(), self.keys):
+                    for piece in sorted_slices(_joined(held), self.keys):
                         runs[-1].append(piece)
                     runs[-1].finish()
-                    held.clear()
                     size = 0
             yield from merge_runs(runs, self.keys, context)
+
+
+def _joined(held: list[pa.Table]) -> pa.Table:
+    """Empty a list of tables into one of a chunk a column, column by column, so that little is held twice."""
+    schema = held[0].schema
+    columns: list[list[pa.Array]] = [[] for _ in schema]
+    while held:
+        for chunks, column in zip(columns, held.pop(0).columns):
+            chunks += column.chunks
+    arrays = []
+    for chunks in columns:
+        arrays.append(chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks))
+        chunks.clear()
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from ...ops.morsels import gather
 from ...ops.partitioner import Partitioner
 from ..nodes.block_index import BlockLabel, encode
 from ..nodes.blocks import BlockWriter, map_range, read_segment
@@ -156,8 +157,8 @@ class _Cutter:
         counts = np.bincount(segment_of, minlength=self._partitioner.count)
         bounds = np.concatenate([[0], np.cumsum(counts)])
         if self._schema.names:
-            order = np.argsort(segment_of, kind="stable")
-            table = joined(tables, self._schema).take(pa.array(order))
+            order = np.argsort(segment_of, kind="stable").astype(np.uint32)
+            table = gather(joined(tables, self._schema), order)
         else:
             table = rows_only(len(segment_of))
         self._runs.append(_HeldRun(table, bounds))
