@@ -24,7 +24,7 @@ from headwater.ops.kernel import Kernel
 from headwater.ops.partitioner import HashPartitioner
 from headwater.ops.source import Source, Split
 from headwater.planner.plan import Exchange, PhysicalPlan, ScanLeaf, ShuffleLeaf, Stage, Step
-from headwater.runtime.cluster import CONFIG, start_local
+from headwater.runtime.cluster import CONFIG, HeadwaterCluster, start_local
 from headwater.runtime.dask_executor import DaskExecutor
 from headwater.runtime.driver import Driver, RunOutcome
 from headwater.runtime.inline import InlineExecutor
@@ -132,10 +132,18 @@ def check(driver: Driver, outcome: RunOutcome, digest: str) -> None:
     assert dict(zip(got.key, got.total)) == expected.to_dict()
 
 
-@pytest.fixture
-def one_node() -> Iterator[DaskExecutor]:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[HeadwaterCluster]:
+    """Three workers, each replaced when it dies."""
     cluster, client = start_local(3)
     with cluster, client:
+        yield cluster
+
+
+@pytest.fixture
+def one_node(cluster: HeadwaterCluster) -> Iterator[DaskExecutor]:
+    with Client(cluster.scheduler_address, set_as_default=False) as client:
+        client.wait_for_workers(3, timeout=60)
         executor = DaskExecutor(client)
         yield executor
         executor.close()
