@@ -119,23 +119,33 @@ class Order:
     It takes 4 bytes a row (8 from 2**31 rows), and three times 8 while it is made: a shard of 10**8 rows needs
     0.4 GB and ten seconds an epoch. May be used by several threads.
 
+    A shard of which every batch takes all rows is read in order: where they stand in a sum makes no sample.
+
     Args:
         seed, shard, rows, share, shuffle: as in `batch_rows`.
+
+    Attributes:
+        shuffle: whether rows are drawn in another order than they stand.
     """
 
     def __init__(self, seed: int, shard: int, rows: int, share: int, shuffle: bool = True):
-        self.seed, self.shard, self.shuffle = seed, shard, shuffle
+        self.seed, self.shard = seed, shard
         self.rows, self.share = int(rows), int(share)
+        self.shuffle = shuffle and self.share < self.rows
         self._lock = threading.Lock()
         self._kept: tuple[int, np.ndarray] | None = None
 
     def batch(self, epoch: int, step: int) -> np.ndarray:
         """Return the rows of one step, as `batch_rows`."""
+        place = self.place(step)
+        if not self.shuffle or place.start == place.stop:
+            return np.arange(place.start, place.stop, dtype=np.int64)
+        return self.epoch(epoch)[place].astype(np.int64)
+
+    def place(self, step: int) -> slice:
+        """Return where in an epoch's order the rows of one step stand."""
         start = min(step * self.share, self.rows)
-        stop = min(start + self.share, self.rows)
-        if not self.shuffle or start == stop:
-            return np.arange(start, stop, dtype=np.int64)
-        return self.epoch(epoch)[start:stop].astype(np.int64)
+        return slice(start, min(start + self.share, self.rows))
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Return all rows in the order of one epoch; shape (rows,), int32 or int64."""

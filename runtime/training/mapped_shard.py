@@ -18,7 +18,8 @@ from .shard_file import ShardFile
 class MappedShard:
     """A shard over a `ShardFile`; the `Shard` protocol.
 
-    Batches are new arrays; blocks are views of the file, which can't be written to.
+    Drawn batches are new arrays; blocks, and batches of rows in order, are views of the file, which can't be
+    written to.
 
     Attributes:
         file: its rows.
@@ -45,6 +46,9 @@ class MappedShard:
     def batch(self, epoch: int, step: int) -> Batch:
         """Return its rows of a global batch, drawn without replacement within an epoch."""
         xp = array_namespace()
+        if not self.order.shuffle:
+            place = self.order.place(step)
+            return to_device(self.file.slice(place.start, place.stop), xp)
         return to_device(self.file.take(self.order.batch(epoch, step), xp), xp)
 
     def blocks(self) -> Iterator[Batch]:
