@@ -18,7 +18,7 @@ import cloudpickle
 import psutil
 import pyarrow as pa
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 
 from headwater.cli import USAGE, execute
 from headwater.lineage.owner import this_process
@@ -52,12 +52,8 @@ class Place:
 
     def __init__(self, stack: ExitStack, folder: Path):
         self._stack, self._folder = stack, folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.address = f"tcp://127.0.0.1:{port}"
-        options = [f"--port={port}", "--host=127.0.0.1", "--no-dashboard", "--dashboard-address=127.0.0.1:0"]
-        self._start("distributed.cli.dask_scheduler", *options)
+        scheduler = LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address=None)
+        self.address = stack.enter_context(scheduler).scheduler_address
         self.client = Client(self.address, timeout=60, set_as_default=False)
         stack.callback(self.client.close)
 
@@ -99,6 +95,13 @@ class Place:
 def end(process: subprocess.Popen) -> None:
     process.kill()
     process.wait()
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture
@@ -282,7 +285,7 @@ def test_a_supervisor_replaces_what_dies_and_takes_along_what_lives(place: Place
     helpers = [child for process in processes for child in process.children(recursive=True)]
     supervisor.kill()
     _, alive = psutil.wait_procs([*processes, *helpers], timeout=60)
-    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    assert not list(filter(runs, alive))
     eventually(lambda: not place.workers())
 
 
