@@ -101,6 +101,8 @@ def test_distinct_pairs_are_counted_and_compared(judge, tmp_path):
     assert judge.check("distinct", None, tmp_path / "right") is None
     write(pa.concat_tables([pairs.slice(1), pairs.slice(1, 1)]), tmp_path / "twice" / "a.parquet")
     assert judge.check("distinct", None, tmp_path / "twice") == "other pairs"
+    words = pa.table({"word": ["a", "b"], "count": [3, 2]})
+    assert judge.check("wordcount", words, tmp_path) is None  # by the same connection
 
 
 def test_words_may_come_in_any_order_and_type(judge, tmp_path):
