@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.cluster]
 # workers don't have this module
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-ROWS, PARTITIONS = 4000, 40
+NODES, ROWS, PARTITIONS = 3, 4000, 40
 
 
 def busy(batch):
@@ -53,15 +53,15 @@ def slowed(pid: int) -> Iterator[None]:
         thread.join()
 
 
-def test_a_slow_worker_is_backed_up_and_a_sink_gets_each_row_once(tmp_path: Path):
+def test_a_slow_worker_is_backed_up_and_a_sink_gets_each_row_once(cluster: ChaosCluster, tmp_path: Path):
     rows = hw.range(ROWS, partitions=PARTITIONS).map_batches(busy, schema={"id": "int64"})
     kept = rows.write_parquet(str(tmp_path / "out"))
-    with ChaosCluster(nodes=3) as cluster, slowed(cluster.nodes[0].workers[0].pid):
-        with hw.Session(cluster.address) as session:
-            result = session.run({"kept": kept, "count": rows.agg(n=hw.count())})
-            assert result.table("count")["n"].to_pylist() == [ROWS]
-            recovery = result.report.recovery
-        assert cluster.nodes[0].workers[0].lives()
+    slow = cluster.nodes[0].workers[0]
+    with slowed(slow.pid), hw.Session(cluster.address) as session:
+        result = session.run({"kept": kept, "count": rows.agg(n=hw.count())})
+        assert result.table("count")["n"].to_pylist() == [ROWS]
+        recovery = result.report.recovery
+    assert slow.lives()
     assert sorted(pd.read_parquet(tmp_path / "out")["id"]) == list(range(ROWS))
     assert os.listdir(tmp_path) == ["out"]
     assert recovery.backups >= 1

@@ -24,18 +24,12 @@ pytestmark = [pytest.mark.fault, pytest.mark.cluster]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 OPTIONS = hw.PlanOptions(partition_bytes=2_000, broadcast_bytes=0)
-ROWS, MAPS = 20_000, 16
+NODES, ROWS, MAPS = 3, 20_000, 16
 
 
 def noisy(batch):
     """Add a column that is different each time."""
     return {**batch, "noise": np.random.default_rng().integers(0, 1_000_000, len(batch["id"]))}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[ChaosCluster]:
-    with ChaosCluster(nodes=3) as cluster:
-        yield cluster
 
 
 @pytest.fixture

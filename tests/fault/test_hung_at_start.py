@@ -11,10 +11,11 @@ from headwater.chaos.cluster import ChaosCluster
 
 pytestmark = [pytest.mark.fault, pytest.mark.cluster]
 
+NODES = 2
 
-def test_a_session_joins_a_cluster_with_a_stopped_worker():
+
+def test_a_session_joins_a_cluster_with_a_stopped_worker(cluster: ChaosCluster):
     rows = hw.range(1000, partitions=8).with_columns(key=hw.col("id") % 3).group_by("key").agg(n=hw.count())
-    with ChaosCluster(nodes=2) as cluster:
-        cluster.nodes[0].workers[0].signal(signal.SIGSTOP)
-        with hw.Session(cluster.address) as session:
-            assert rows.sort("key").compute(session)["n"].to_pylist() == [334, 333, 333]
+    cluster.nodes[0].workers[0].signal(signal.SIGSTOP)
+    with hw.Session(cluster.address) as session:
+        assert rows.sort("key").compute(session)["n"].to_pylist() == [334, 333, 333]

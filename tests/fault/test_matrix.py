@@ -6,7 +6,7 @@ or ``headwater chaos tests/fault/pipelines.py --param inputs=DIR --kill node@shu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from headwater.runtime.fault_points import PHASES
 
 pytestmark = [pytest.mark.fault, pytest.mark.cluster]
 
+NODES = 4
 PIPELINE = Path(__file__).parent / "pipelines.py"
 #: the row of the matrix, and what is done
 FAULTS = {
@@ -53,12 +54,6 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("matrix")
     load_module(PIPELINE).write_inputs(folder / "inputs")
     return {"inputs": str(folder / "inputs"), "output": str(folder / "due")}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[ChaosCluster]:
-    with ChaosCluster(nodes=4) as cluster:
-        yield cluster
 
 
 @pytest.fixture(scope="module")

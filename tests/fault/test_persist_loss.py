@@ -17,13 +17,7 @@ from headwater.chaos.cluster import ChaosCluster, Node
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
 
-PARTITIONS = 12
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[ChaosCluster]:
-    with ChaosCluster(nodes=3) as cluster:
-        yield cluster
+NODES, PARTITIONS = 3, 12
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ One cell alone, by hand: ``python tests/fault/training_pipeline.py DIR``, and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from headwater.pipeline_file import load_module
 
 pytestmark = [pytest.mark.fault, pytest.mark.cluster]
 
+NODES = 4
 PIPELINE = Path(__file__).parent / "training_pipeline.py"
 #: steps of the pipeline's training, validation included
 STEPS = 84
@@ -41,12 +41,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("training") / "inputs"
     load_module(PIPELINE).write_inputs(folder)
     return str(folder)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[ChaosCluster]:
-    with ChaosCluster(nodes=4) as cluster:
-        yield cluster
 
 
 @pytest.fixture(scope="module")

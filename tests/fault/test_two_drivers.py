@@ -20,6 +20,7 @@ from headwater.lineage.journal import list_runs, read
 
 pytestmark = [pytest.mark.fault, pytest.mark.cluster]
 
+NODES = 2
 #: runs a pipeline into a sink; in the middle of it waits for somebody to write to a pipe; prints how it ended
 DRIVER = """
 import sys, time
@@ -48,12 +49,6 @@ except hw.HeadwaterError as error:
     print(type(error).__name__, error, flush=True)
     sys.exit(3)
 """
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[ChaosCluster]:
-    with ChaosCluster(nodes=2) as cluster:
-        yield cluster
 
 
 @pytest.fixture
