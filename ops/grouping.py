@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .key_table import DirectTable, most_slots
 from .morsels import contiguous
 
 #: numbers of a range up to so many times the rows are told apart by an array of slots
@@ -164,7 +165,7 @@ def _places(array: pa.Array) -> tuple[np.ndarray, int] | None:
     values, nulls = integers(array), null_mask(array)
     known = values if nulls is None else values[~nulls]
     low, high = int(known.min()), int(known.max())
-    if high - low + 2 > _SPARSE * len(array):
+    if high - low + 2 > most_slots(len(array)):
         return None
     places = values - low + 1
     if nulls is not None:
@@ -174,6 +175,8 @@ def _places(array: pa.Array) -> tuple[np.ndarray, int] | None:
 
 def _number_places(places: np.ndarray, size: int) -> tuple[np.ndarray, int]:
     """Number rows by first appearance of their places, which are below ``size``."""
+    if size > _SPARSE * len(places):
+        return _number(DirectTable(places, 0, size).firsts)
     if 8 * size > len(places):
         return _number(_firsts_in_range(places, size))
     present = np.flatnonzero(np.bincount(places, minlength=size))

@@ -55,8 +55,12 @@ def key_table(keys: np.ndarray) -> KeyTable:
     if not len(keys):
         return DirectTable(keys, 0, 1)
     low, high = int(keys.min()), int(keys.max())
-    slots = max(_SPARSE * len(keys), min(_VERY_SPARSE * len(keys), _MOST_SLOTS)) + 1024
-    return DirectTable(keys, low, high - low + 1) if high - low < slots else HashTable(keys)
+    return DirectTable(keys, low, high - low + 1) if high - low < most_slots(len(keys)) else HashTable(keys)
+
+
+def most_slots(rows: int) -> int:
+    """Return up to what range so many rows are better told apart by a direct table than by hashing."""
+    return max(_SPARSE * rows, min(_VERY_SPARSE * rows, _MOST_SLOTS)) + 1024
 
 
 class DirectTable:
@@ -72,7 +76,8 @@ class DirectTable:
         self._low, self._size = np.int64(low), np.uint64(size)
         self._slots = np.full(size + 1, -1, dtype=_row_type(len(keys)))  # the last stands for all others
         places = keys - self._low
-        self._slots[places[::-1]] = np.arange(len(keys) - 1, -1, -1)  # of equal keys, the first is written last
+        # of equal keys, the first is written last
+        self._slots[places[::-1]] = np.arange(len(keys) - 1, -1, -1)
         self.firsts = self._slots[places]
 
     def lookup(self, keys: np.ndarray) -> np.ndarray:

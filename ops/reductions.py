@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import TypeMismatchError
-from .expressions.types import decimal_integers, fits_int64
+from .expressions.types import decimal_integers
 from .grouping import Groups, comparable, group
 
 #: integers whose sum in float64 passes this may overflow
@@ -50,8 +50,8 @@ def add(groups: Groups, array: pa.Array) -> pa.Array:
     """
     type = sum_type(array.type)
     if pa.types.is_decimal(array.type):
-        if fits_int64(array.type) and (totals := _add_decimals(groups, array)) is not None:
-            return totals.cast(type)
+        if pa.types.is_decimal128(array.type) and (totals := _add_decimals(groups, array)) is not None:
+            return totals
         return _by_arrow(groups, array, "sum").cast(type)
     empty = count_valid(groups, array) == 0
     if pa.types.is_floating(type):
@@ -71,9 +71,10 @@ def add_floats(groups: Groups, array: pa.Array) -> np.ndarray:
 
 
 def _add_decimals(groups: Groups, array: pa.Array) -> pa.Array | None:
-    """Sum decimals that are stored as integers of 64 bits; None if a sum may not fit these."""
-    codes, valid = groups.codes, None
-    numbers = decimal_integers(array)
+    """Sum decimals as integers of 64 bits; None if a sum may not fit these."""
+    codes, numbers = groups.codes, decimal_integers(array)
+    if numbers is None:
+        return None
     if array.null_count:
         valid = array.is_valid().to_numpy(zero_copy_only=False)
         codes, numbers = codes[valid], numbers[valid]

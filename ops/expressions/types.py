@@ -239,9 +239,11 @@ def decimal_to_float(value: Value) -> Value:
     scale = value.type.scale
     if isinstance(value, pa.ChunkedArray):
         return pa.chunked_array([decimal_to_float(chunk) for chunk in value.chunks], pa.float64())
-    if isinstance(value, pa.Array) and 0 <= scale <= 22 and fits_int64(value.type):
-        nulls = value.is_null().to_numpy(zero_copy_only=False) if value.null_count else None
-        return pa.array(decimal_integers(value) / 10.0**scale, mask=nulls)
+    if isinstance(value, pa.Array) and pa.types.is_decimal128(value.type) and 0 <= scale <= 22:
+        numbers = decimal_integers(value)
+        if numbers is not None:
+            nulls = value.is_null().to_numpy(zero_copy_only=False) if value.null_count else None
+            return pa.array(numbers / 10.0**scale, mask=nulls)
     if not 0 <= scale <= 22 or isinstance(value, pa.Scalar):
         return (
             pa.scalar(_float(value.as_py()), pa.float64())
@@ -252,20 +254,25 @@ def decimal_to_float(value: Value) -> Value:
     return pc.divide(relabel(value, wide(value.type.precision, 0)).cast(pa.float64()), 10.0**scale)
 
 
-def fits_int64(type: pa.DataType) -> bool:
-    """Whether the integers that decimals of a type are stored as fit 64 bits."""
-    return pa.types.is_decimal128(type) and type.precision <= 18
+def decimal_integers(array: pa.Array) -> np.ndarray | None:
+    """The integers that decimals are stored as, if they fit 64 bits.
 
+    Args:
+        array: of decimal128.
 
-def decimal_integers(array: pa.Array) -> np.ndarray:
-    """The integers that decimals are stored as, where `fits_int64`; shape (rows,), int64, null ones unknown.
+    Returns:
+        Shape (rows,), int64, those of nulls unknown; None if one doesn't fit.
 
     Example:
         >>> decimal_integers(pa.array([Decimal("1.25"), Decimal("-0.50")])).tolist()
         [125, -50]
     """
-    words = np.frombuffer(array.buffers()[1] or b"", dtype=np.int64)  # the lower word is the number
-    return words[2 * array.offset : 2 * (array.offset + len(array)) : 2]
+    words = np.frombuffer(array.buffers()[1] or b"", dtype=np.int64)
+    words = words[2 * array.offset : 2 * (array.offset + len(array))]
+    low, high = words[::2], words[1::2]
+    if array.type.precision > 18 and (high != low >> 63).any():
+        return None
+    return low
 
 
 def _float(value: Decimal | None) -> float | None:
