@@ -82,16 +82,12 @@ def split_lines(block: bytes) -> pa.StringArray:
         >>> split_lines(b"a\\r\\n\\nb").to_pylist()
         ['a', '', 'b']
     """
-    data = np.frombuffer(block, np.uint8)
-    newlines = np.flatnonzero(data == ord("\n"))
-    keep = np.ones(len(data), bool)
-    keep[newlines] = False
-    before = newlines[newlines > 0] - 1
-    keep[before[data[before] == ord("\r")]] = False
-    open_end = len(data) > 0 and data[-1] != ord("\n")
-    stops = np.append(newlines, len(data)) if open_end else newlines
-    removed = np.cumsum(~keep, dtype=np.int64)
-    # Bytes kept before each line's end: all before it, less those removed before it.
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n")
+    stops = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+    if len(block) and not block.endswith(b"\n"):
+        stops = np.append(stops, len(block))
     offsets = np.zeros(len(stops) + 1, np.int32)
-    offsets[1:] = stops - np.where(stops > 0, removed[np.maximum(stops, 1) - 1], 0)
-    return pa.StringArray.from_buffers(len(stops), pa.py_buffer(offsets), pa.py_buffer(data[keep]))
+    offsets[1:] = stops - np.arange(len(stops))  # as many ends of lines are taken out before
+    text = pa.py_buffer(block.replace(b"\n", b""))
+    return pa.StringArray.from_buffers(len(stops), pa.py_buffer(offsets), text)
