@@ -24,6 +24,7 @@ from .task import Block, CancelledTask, Segment, StageProgram, Task
 from .training.network import Alone
 from .training.service import TrainingService
 from .training.stage import TrainingHost
+from .workers.broadcast import BroadcastCache
 from .workers.fetch import Fetcher
 from .workers.run_task import run_task
 from .workers.worker_plugin import pack_program
@@ -123,6 +124,7 @@ class InlineChannel:
         self._programs: dict[int, StageProgram] = {}
         self._waiting: deque[tuple[Task, str]] = deque()
         self._events: list[Event] = list(executor.workers())
+        self._broadcasts = BroadcastCache()
 
     def told(self, event: Event) -> None:
         """Pass an event on with the next `wait`."""
@@ -209,7 +211,10 @@ class InlineChannel:
         service = TrainingService(store, fetcher, lambda: Endpoint(store.node))
         training = TrainingHost(service, lambda known: Alone(service, worker))
         try:
-            return TaskFinished(run_task(task, program, store, fetcher, worker, training=training))
+            result = run_task(
+                task, program, store, fetcher, worker, broadcasts=self._broadcasts, training=training
+            )
+            return TaskFinished(result)
         except Exception as error:
             return failed(task, worker, error)
         finally:
