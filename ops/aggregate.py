@@ -164,8 +164,11 @@ class PartialAggregateKernel(Kernel):
     def _reduce(self, table: pa.Table) -> pa.Table:
         groups = group([table.column(name) for name in self.keys], table.num_rows)
         columns = _group_keys(groups, table, self.keys)
+        read = {
+            name: contiguous(table.column(name)) for a in self.aggregations if (name := a.column) is not None
+        }
         for a in self.aggregations:
-            column = None if a.column is None else contiguous(table.column(a.column))
+            column = None if a.column is None else read[a.column]
             columns += AGGREGATIONS[a.function].partial(groups, column)
         return pa.Table.from_arrays(columns, schema=self.schema)
 

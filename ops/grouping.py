@@ -7,7 +7,7 @@ their parts are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -30,10 +30,13 @@ class Groups:
     Attributes:
         codes: the group of each row; shape (rows,), int64, numbered by first appearance.
         count: how many groups. A group without rows is legal: a global aggregation of nothing.
+        sums: of columns that were summed up already, with the column, by its id; `reductions.add_floats` keeps them,
+            as a sum and a mean of one column are often asked for together.
     """
 
     codes: np.ndarray
     count: int
+    sums: dict[int, tuple[pa.Array, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def sizes(self) -> np.ndarray:

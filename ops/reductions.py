@@ -66,8 +66,10 @@ def add(groups: Groups, array: pa.Array) -> pa.Array:
 
 def add_floats(groups: Groups, array: pa.Array) -> np.ndarray:
     """Sum each group's non-null values as float64 in row order; 0 for none; shape (count,)."""
-    codes, values = _valid(groups, _floats(array))
-    return np.bincount(codes, weights=values, minlength=groups.count)
+    if id(array) not in groups.sums:
+        codes, values = _valid(groups, _floats(array))
+        groups.sums[id(array)] = array, np.bincount(codes, weights=values, minlength=groups.count)
+    return groups.sums[id(array)][1]
 
 
 def _add_decimals(groups: Groups, array: pa.Array) -> pa.Array | None:
