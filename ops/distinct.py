@@ -8,17 +8,22 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ..errors import column_not_found
 from ..lineage.graph import Dependency
 from .grouping import group
-from .kernel import MORSEL_ROWS, Broadcast, Context, Kernel, Stream
+from .kernel import Broadcast, Context, Kernel, Stream
+from .key_words import first_rows_of, key_words, sortable
 from .merge import merge_runs
-from .morsels import numbered, slices
+from .morsels import contiguous, numbered, slices
 from .node import Node
 from .ordering import SortKey
 from .spill import ROW, hash_parts, new_spill
+
+#: one part in so many of a task's memory holds rows that wait to be compared
+_WAITING_SHARE = 6
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,14 +80,14 @@ class DistinctKernel(Kernel):
 
     def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
         stream = iter(inputs[0])
-        seen = _Seen(self.keys)
+        seen = _Seen(self.keys, context.memory_bytes // _WAITING_SHARE)
         while (table := next(stream, None)) is not None:
             yield from seen.add(table)
             if seen.bytes > context.memory_bytes // 2:
                 yield from seen.flush()
                 yield from self._spill(seen.rows, stream, context)
                 return
-        yield from seen.flush()
+        yield from seen.flush(last=True)
 
     def _spill(self, seen: pa.Table, stream: Stream, context: Context) -> Stream:
         names = seen.schema.names
@@ -94,9 +99,9 @@ class DistinctKernel(Kernel):
             ):
                 if rest is None or known is None or not rest.rows:
                     continue
-                part = _Seen(tuple(names), known.table())
+                part = _Seen(tuple(names), context.memory_bytes // _WAITING_SHARE, known.table())
                 runs.append(new_spill(Path(folder), rest.schema, context))
-                for table in chain(chain.from_iterable(map(part.add, rest.read())), part.flush()):
+                for table in chain(chain.from_iterable(map(part.add, rest.read())), part.flush(last=True)):
                     runs[-1].append(table)
                 runs[-1].finish()
             for table in merge_runs(runs, [SortKey(ROW)], context):
@@ -104,42 +109,57 @@ class DistinctKernel(Kernel):
 
 
 class _Seen:
-    """The distinct keys so far, and new rows waiting to be compared with them.
+    """The distinct keys so far, and rows waiting to be compared with them.
 
-    Rows wait until there are as many as keys, so that all comparisons together cost a few passes.
+    Rows wait until there are many, so that all comparisons together cost a few passes.
+
+    Args:
+        keys: the columns that must differ; None is all of them.
+        most_bytes: how many bytes of rows wait.
+        rows: keys that were seen before.
     """
 
-    def __init__(self, keys: tuple[str, ...] | None, rows: pa.Table | None = None):
-        self._keys = keys
+    def __init__(self, keys: tuple[str, ...] | None, most_bytes: int, rows: pa.Table | None = None):
+        self._keys, self._most_bytes = keys, most_bytes
         self.rows = rows
         self._waiting: list[pa.Table] = []
+        self._waiting_bytes = 0
 
     @property
     def bytes(self) -> int:
         """Memory held."""
-        return sum(table.nbytes for table in self._waiting) + (0 if self.rows is None else self.rows.nbytes)
+        return self._waiting_bytes + (0 if self.rows is None else self.rows.nbytes)
 
     def add(self, table: pa.Table) -> Stream:
         """Take rows in; return rows that are known to be new."""
-        names = table.schema.names if self._keys is None else self._keys
-        groups = group([table.column(name) for name in names], table.num_rows)
-        self._waiting.append(table.take(pa.array(groups.first_rows)))
-        known = 0 if self.rows is None else self.rows.num_rows
-        if sum(t.num_rows for t in self._waiting) >= max(MORSEL_ROWS, known):
-            return self.flush()
-        return iter(())
+        self._waiting.append(table)
+        self._waiting_bytes += table.nbytes
+        return self.flush() if self._waiting_bytes >= self._most_bytes else iter(())
 
-    def flush(self) -> Stream:
-        """Return the waiting rows that are new."""
-        if self._waiting:
-            rows = pa.concat_tables(self._waiting).combine_chunks()
-            self._waiting = []
-            yield from slices(self._unseen(rows))
-
-    def _unseen(self, rows: pa.Table) -> pa.Table:
-        keys = rows if self._keys is None else rows.select(self._keys)
+    def flush(self, last: bool = False) -> Stream:
+        """Return the waiting rows that are new; after the last ones, keys are no longer remembered."""
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        if not waiting:
+            return
+        keys = [table if self._keys is None else table.select(self._keys) for table in waiting]
         known = 0 if self.rows is None else self.rows.num_rows
-        both = keys if self.rows is None else pa.concat_tables([self.rows, keys])
-        firsts = group(both.columns, both.num_rows).first_rows
-        self.rows = both.take(pa.array(firsts))
-        return rows.take(pa.array(firsts[firsts >= known] - known))
+        both = pa.concat_tables(keys if self.rows is None else [self.rows, *keys])
+        firsts = first_rows(both)
+        if not last:
+            self.rows = both.take(pa.array(firsts)).combine_chunks()
+        new = np.zeros(both.num_rows - known, bool)
+        new[firsts[firsts >= known] - known] = True
+        start = 0
+        for table in waiting:
+            mask = new[start : start + table.num_rows]
+            start += table.num_rows
+            if mask.any():
+                yield from slices(table.filter(pa.array(mask)))
+
+
+def first_rows(table: pa.Table) -> np.ndarray:
+    """Return the first of each set of equal rows, ascending; shape (distinct rows,), int64."""
+    words = key_words([(sortable(contiguous(column)), False, False) for column in table.columns])
+    if words is not None and len(words) == 1:
+        return first_rows_of(words[0])
+    return group(table.columns, table.num_rows).first_rows

@@ -15,6 +15,8 @@ _WORD = 1 << 64
 _SIGN = np.uint64(1 << 63)
 #: digits of decimals that fit 64 bits
 _SHORT = 18
+#: keys below so many times the rows are told apart by an array of slots
+_SPARSE = 4
 
 
 def sortable(array: pa.Array) -> pa.Array:
@@ -102,6 +104,35 @@ def order_of(words: Sequence[np.ndarray], rows: int) -> np.ndarray:
         rest = [word[members] for word in words[:0:-1]]
         order[tied] = members[np.lexsort([members, *rest, rank[tied]])]
     return order
+
+
+def first_rows_of(word: np.ndarray) -> np.ndarray:
+    """Return the first row of each distinct word, ascending; shape (distinct words,), int64.
+
+    Example:
+        >>> first_rows_of(np.array([2, 1, 2, 0], np.uint64)).tolist()
+        [0, 1, 3]
+    """
+    rows, most = len(word), int(word.max(initial=0))
+    if not rows:
+        return np.zeros(0, np.int64)
+    if most < _SPARSE * rows:
+        places = word.view(np.int64)
+        slots = np.empty(most + 1, np.int64)
+        slots[places[::-1]] = np.arange(rows - 1, -1, -1)
+        return np.flatnonzero(slots[places] == np.arange(rows))
+    bits = np.uint64(max(1, (rows - 1).bit_length()))
+    if most < 1 << (64 - int(bits)):
+        numbered = (word << bits) | np.arange(rows, dtype=np.uint64)
+        numbered.sort()
+        differs = np.diff(numbered >> bits) != 0
+        firsts = numbered & ((np.uint64(1) << bits) - np.uint64(1))
+    else:
+        firsts = order_of([word], rows)
+        differs = np.diff(word[firsts]) != 0
+    found = np.zeros(rows, bool)
+    found[firsts[np.append(True, differs)].astype(np.int64)] = True
+    return np.flatnonzero(found)
 
 
 def _parts(array: pa.Array, descending: bool, nulls_first: bool) -> list[tuple[np.ndarray, int]]:
