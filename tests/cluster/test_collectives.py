@@ -60,7 +60,7 @@ SPLITS = [
 LAYOUT = [(0, 1), (1, 2), (2, 3)]
 #: lengths and types of what is added; the first set goes in one round, the second by chunks
 SMALL = [(1000, "f4"), (1, "f8"), (0, "f4"), (7, "i8")]
-LARGE = [(300_000, "f4"), (1, "f8"), (50_001, "f8"), (0, "i8"), (4097, "i8")]
+LARGE = [(120_000, "f4"), (1, "f8"), (50_001, "f8"), (0, "i8"), (4097, "i8")]
 
 
 class Process:
@@ -251,7 +251,7 @@ def send_around(here: dict) -> None:
         assert same(got, arrays)
         assert group.notes == [b"of %d" % number for number in range(size)]
         got[0][:] = 0  # it is one's own
-    for length in (3, 1_000_000):
+    for length in (3, 300_000):
         got = group.all_to_all([b"%d to %d" % (rank, other) * length for other in range(size)], b"n")
         assert got == [b"%d to %d" % (other, rank) * length for other in range(size)]
         assert group.notes == [b"n"] * size
@@ -260,7 +260,7 @@ def send_around(here: dict) -> None:
 
 def grow_and_shrink(here: dict) -> None:
     group = here["group"]
-    for length in (10, 400_000, 100, 900_000, 900_000, 50_000):
+    for length in (10, 150_000, 100, 300_000, 300_000, 50_000):
         shape = [(length, "f4")]
         assert same(group.all_reduce(parts(here, shape), borrow=True)[0], tree_sum(shape))
 
@@ -302,7 +302,7 @@ def test_sums_have_the_same_bytes_for_any_split_over_processes_and_nodes(gang, n
     gang.call(add_in_every_way, shape)
 
 
-@pytest.mark.parametrize(("nodes", "ranges"), SPLITS, ids=[nodes for nodes, _ in SPLITS])
+@pytest.mark.parametrize(("nodes", "ranges"), SPLITS[::2], ids=[nodes for nodes, _ in SPLITS[::2]])
 def test_everything_else_that_members_send_each_other(gang, nodes, ranges):
     gang.form(nodes, ranges)
     gang.call(take_results_without_copies)
