@@ -123,7 +123,7 @@ def test_a_session_that_reuses_begins_where_another_ended(tmp_path: Path):
         zones = rows(4).group_by("id").agg(zone=hw.max("zone"))
         output = zones.filter(hw.col("zone") < most).agg(n=hw.count())
         with (
-            Session(workers=2, scratch=tmp_path / "scratch", reuse=True, progress=False) as session,
+            Session(workers=1, scratch=tmp_path / "scratch", reuse=True, progress=False) as session,
             session.run({"out": output}) as result,
         ):
             assert (result.report.recovery.adopted > 0) == adopted
