@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import socket
@@ -96,7 +97,7 @@ class ChaosCluster:
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir(parents=True)
         self.size, self.workers_per_node = nodes, workers
-        self.port = _free_port()
+        self.port = free_port()
         self.address = f"tcp://127.0.0.1:{self.port}"
         self.scheduler: ChildProcess | None = None
         self.nodes: list[Node] = []
@@ -293,7 +294,13 @@ def _dask_variables() -> dict[str, str]:
     return {f"DASK_{key.replace('.', '__').replace('-', '_').upper()}": str(v) for key, v in CONFIG.items()}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port() -> int:
+    """Return a port of this machine that stays free while whoever has it is dead.
+
+    It lies below those that systems give to whoever asks for any, outgoing connections above all.
+    """
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ClusterError("none of 100 ports that were tried on 127.0.0.1 is free.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import cloudpickle
 import pytest
 from distributed import Client
 
+from headwater.chaos.cluster import free_port
 from headwater.runtime.nodes.node_store import NodeStore, read_identity
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
@@ -40,9 +40,7 @@ class Place:
 
     def __init__(self, stack: ExitStack, folder: Path):
         self._stack, self._folder = stack, folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.address = f"tcp://127.0.0.1:{self.port}"
 
     def scheduler(self) -> subprocess.Popen:
