@@ -21,6 +21,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+# NumPy's products keep to the thread that asks for them: engines have threads of their own. Before NumPy is imported.
+os.environ |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+
 import pyarrow as pa
 from engines.protocol import Engine, Inputs
 

@@ -43,6 +43,7 @@ class Daft:
     """Daft, imported once what it reads from the environment is set."""
 
     def __init__(self, cores: int):
+        self._cores = cores
         os.environ["DAFT_ANALYTICS_ENABLED"] = "0"
         os.environ["DAFT_PROGRESS_BAR"] = "0"
         import daft
@@ -272,11 +273,11 @@ class Daft:
 
     def kmeans(self, inputs: Inputs, folder: Path) -> pa.Table:
         points, centers = (self._matrix(path, POINT_COLUMNS) for path in (inputs.points, inputs.centers))
-        return numpy_training.kmeans(points, centers)
+        return numpy_training.kmeans(points, centers, self._cores)
 
     def logistic(self, inputs: Inputs, folder: Path) -> pa.Table:
         rows = self._matrix(inputs.samples, (*FEATURE_COLUMNS, LABEL))
-        return numpy_training.logistic(rows[:, :-1], rows[:, -1])
+        return numpy_training.logistic(rows[:, :-1], rows[:, -1], self._cores)
 
     def _matrix(self, path: Path, columns: tuple[str, ...]) -> np.ndarray:
         table = self.daft.read_parquet(str(path)).select(*columns).to_arrow()

@@ -33,6 +33,7 @@ class DuckDB:
     """A connection to a database in memory."""
 
     def __init__(self, cores: int, scratch: Path):
+        self._cores = cores
         self._db = duckdb.connect(config={"threads": cores, "temp_directory": str(scratch)})
         queries: dict[str, Job] = {name: self._query(name) for name in SQL}
         self.workloads: dict[str, Job] = {
@@ -106,11 +107,11 @@ class DuckDB:
 
     def kmeans(self, inputs: Inputs, folder: Path) -> pa.Table:
         points, centers = (self._matrix(path, POINT_COLUMNS) for path in (inputs.points, inputs.centers))
-        return numpy_training.kmeans(points, centers)
+        return numpy_training.kmeans(points, centers, self._cores)
 
     def logistic(self, inputs: Inputs, folder: Path) -> pa.Table:
         rows = self._matrix(inputs.samples, (*FEATURE_COLUMNS, LABEL))
-        return numpy_training.logistic(rows[:, :-1], rows[:, -1])
+        return numpy_training.logistic(rows[:, :-1], rows[:, -1], self._cores)
 
     def _matrix(self, path: Path, columns: tuple[str, ...]) -> np.ndarray:
         """Columns side by side, float64."""

@@ -41,6 +41,7 @@ class Polars:
     """Polars, imported once the number of its threads is set."""
 
     def __init__(self, cores: int):
+        self._cores = cores
         os.environ["POLARS_MAX_THREADS"] = str(cores)
         import polars
 
@@ -247,11 +248,12 @@ class Polars:
             self.pl.read_parquet(path).select(POINT_COLUMNS).to_numpy()
             for path in (inputs.points, inputs.centers)
         )
-        return numpy_training.kmeans(points, centers)
+        return numpy_training.kmeans(points, centers, self._cores)
 
     def logistic(self, inputs: Inputs, folder: Path) -> pa.Table:
         rows = self.pl.read_parquet(inputs.samples)
-        return numpy_training.logistic(rows.select(FEATURE_COLUMNS).to_numpy(), rows[LABEL].to_numpy())
+        x, label = rows.select(FEATURE_COLUMNS).to_numpy(), rows[LABEL].to_numpy()
+        return numpy_training.logistic(x, label, self._cores)
 
 
 def open_engine(cores: int, scratch: Path) -> Polars:
