@@ -189,7 +189,7 @@ def open_executor(
         client = join(address)
         return _ready(client, quota_bytes, (client,), kept_bytes)
     cluster, client = start_local(workers, threads_per_worker, memory_limit, scratch)
-    executor = _ready(client, quota_bytes, (client, cluster), kept_bytes)
+    executor = _ready(client, quota_bytes, (client, cluster), kept_bytes, direct=True)
     client.register_plugin(MemoryWatch())
     return executor
 
@@ -212,9 +212,11 @@ def peak_memory(executor: Executor) -> dict[str, int]:
     return executor.client.run(read_peak)
 
 
-def _ready(client: Client, quota: int | None, owned: tuple[Any, ...], kept: int | None) -> DaskExecutor:
+def _ready(
+    client: Client, quota: int | None, owned: tuple[Any, ...], kept: int | None, direct: bool = False
+) -> DaskExecutor:
     try:
-        return DaskExecutor(client, None, quota, owned, kept)
+        return DaskExecutor(client, None, quota, owned, kept, direct)
     except BaseException:
         for resource in owned:
             resource.close()

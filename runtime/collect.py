@@ -25,6 +25,7 @@ def fetch_segments(
     schema: pa.Schema,
     window_bytes: int = 64 << 20,
     options: FetchOptions | None = None,
+    scratch: Mapping[str, str] | None = None,
 ) -> Iterator[pa.Table]:
     """Read segments from the driver, in order.
 
@@ -39,6 +40,7 @@ def fetch_segments(
         schema: of the rows.
         window_bytes: bytes to fetch at once.
         options: see `FetchOptions`.
+        scratch: node id to the path of its scratch folder there; nodes that are left out are asked.
 
     Yields:
         A table for each record batch.
@@ -47,7 +49,10 @@ def fetch_segments(
         FetchFailedError: some blocks can't be had.
     """
     fetcher = Fetcher(
-        _readable(client, segments, nodes), client.rpc, client.loop.asyncio_loop, options=options
+        _readable(client, segments, nodes, scratch or {}),
+        client.rpc,
+        client.loop.asyncio_loop,
+        options=options,
     )
     opened: list[tuple[list[Segment], Inputs | FetchFailedError]] = []
     try:
@@ -126,9 +131,12 @@ def _read_here(segment: Segment) -> bytes | None:
 
 
 def _readable(
-    client: Client, segments: Sequence[Segment], nodes: Mapping[str, tuple[str, ...]]
+    client: Client,
+    segments: Sequence[Segment],
+    nodes: Mapping[str, tuple[str, ...]],
+    scratch: Mapping[str, str],
 ) -> dict[str, Path]:
-    """Ask a worker of each node where its scratch folder is, and keep those that are this machine's too."""
+    """Find out where the nodes' scratch folders are, and keep those that are this machine's too."""
 
     async def ask(address: str) -> str:
         return (await client.rpc(address).headwater_info())["scratch"]
@@ -137,9 +145,11 @@ def _readable(
     for node in {segment.node for segment in segments}:
         for address in nodes.get(node, ()):
             with suppress(Exception):
-                scratch = client.sync(ask, address, callback_timeout=FetchOptions.connect_seconds)
-                if read_identity(scratch) == node:
-                    roots[node] = Path(scratch)
+                root = scratch.get(node) or client.sync(
+                    ask, address, callback_timeout=FetchOptions.connect_seconds
+                )
+                if read_identity(root) == node:
+                    roots[node] = Path(root)
                 break
     return roots
 

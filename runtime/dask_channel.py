@@ -8,7 +8,6 @@ stay on the nodes; what travels through Dask are task descriptions and block ind
 from __future__ import annotations
 
 import asyncio
-import pickle
 import queue
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from distributed import Client, Future, KilledWorker
 from ..errors import ClusterError
 from ..planner.plan import Storage
 from .collect import fetch_segments
+from .direct_launch import DirectLaunch
 from .executor import failed
 from .kept_client import KeptClient
 from .nodes.inventory import unpack_inventory
@@ -44,6 +44,7 @@ from .scheduler_events import (
 from .short_batches import send_tasks_sooner
 from .task import Block, Segment, StageProgram, Task, TaskResult
 from .workers.relocation import pack_segments
+from .workers.results import unpack_outcome
 from .workers.worker_plugin import execute, pack_program
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ _SURVEY_SECONDS = 30.0
 #: connection of its own, of which a client has 512
 _LISTEN_SECONDS = 20.0
 _MOST_LISTENING = 256
+_LISTEN_AGAIN_SECONDS = 0.05
 #: seconds between two questions how far tasks are
 PROGRESS_SECONDS = 0.5
 
@@ -93,6 +95,8 @@ class DaskChannel:
         #: results that come straight from the workers, by `Task.name`, and who asks for them
         self._early: dict[str, asyncio.Future[TaskResult]] = {}
         self._listening: set[asyncio.Task[Any]] = set()
+        #: sends tasks past Dask's scheduler, where nobody else needs it to know of them
+        self._direct: DirectLaunch | None = None
         #: what nodes are asked to keep, and to copy
         self._keeping: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -117,6 +121,9 @@ class DaskChannel:
     def prepare(self, program: StageProgram) -> None:
         payload: bytes | Future = pack_program(program)
         self._programs[program.stage] = program
+        if self._direct is not None:
+            self._direct.prepare(program.stage, payload)
+            return
         if len(payload) > EMBEDDED_BYTES:
             key = f"headwater-{self._run}-s{program.stage}-program-{self._generation}"
             with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
@@ -124,6 +131,9 @@ class DaskChannel:
         self._payloads[program.stage] = payload
 
     def launch(self, task: Task, worker: str) -> None:
+        if self._direct is not None:
+            self._direct.launch(task, worker)
+            return
         with dask.annotate(span=self._executor.span):
             future = self._client.submit(
                 execute,
@@ -204,7 +214,8 @@ class DaskChannel:
         return events
 
     def read(self, segments: Sequence[Segment], schema: pa.Schema) -> Iterator[pa.Table]:
-        return fetch_segments(self._client, segments, self._membership.nodes(), schema)
+        members = self._membership
+        return fetch_segments(self._client, segments, members.nodes(), schema, scratch=members.scratch)
 
     def stop(self, timeout: float = STOP_SECONDS) -> None:
         if self._client.status == "running":
@@ -264,6 +275,9 @@ class DaskChannel:
         self._events = queue.SimpleQueue()
         self._membership.hear(self._run, self._hear)
         self._membership.listen(self._events.put)
+        if self._executor.direct:
+            loop = self._client.loop.asyncio_loop
+            self._direct = DirectLaunch(self._run, loop, self._call_raw, self._events.put)
         self._spawn(self._follow_progress, self._generation)
 
     def _is_lost(self) -> bool:
@@ -311,6 +325,8 @@ class DaskChannel:
             self._spawn(self._listen, event.address, self._generation, into=self._listening)
         elif isinstance(event, WorkerLeft):
             node = self._nodes.pop(event.address, None)
+            if self._direct is not None:
+                self._direct.left(event.address)
             if node is not None:
                 self._gone.setdefault(node, []).append(event.address)
                 if node not in self._nodes.values():
@@ -396,19 +412,31 @@ class DaskChannel:
             return
         self._executor.listening += 1
         try:
-            over = False
+            over, last = False, 0
             while not (over or self._closed) and generation == self._generation and worker in self._nodes:
-                call = self._client.rpc(worker).headwater_results(run=self._run, seconds=_LISTEN_SECONDS)
-                reply = await asyncio.wait_for(call, _LISTEN_SECONDS + _ANSWER_SECONDS)
+                asked = {"run": self._run, "seconds": _LISTEN_SECONDS, "after": last}
+                call = self._call_raw(worker, "collect", **asked)
+                try:
+                    reply = await asyncio.wait_for(call, _LISTEN_SECONDS + _ANSWER_SECONDS)
+                except Exception:  # it is gone, or hangs, or is of a version that doesn't do this
+                    if self._direct is None:
+                        return
+                    await asyncio.sleep(_LISTEN_AGAIN_SECONDS)
+                    continue
                 over = reply["over"]
-                for result in map(pickle.loads, reply["results"]):
-                    waiting = self._early.get(result.name)
-                    if waiting is not None and not waiting.done():
-                        waiting.set_result(result)
-        except Exception:  # the worker is gone, or hangs, or is of a version that doesn't do this
-            pass
+                for number, outcome in reply["outcomes"]:
+                    if number > last:
+                        last = number
+                        self._take_outcome(*unpack_outcome(outcome))
         finally:
             self._executor.listening -= 1
+
+    def _take_outcome(self, name: str, outcome: TaskResult | BaseException) -> None:
+        waiting = self._early.get(name)
+        if self._direct is not None:
+            self._direct.outcome(name, outcome)
+        elif waiting is not None and not waiting.done() and isinstance(outcome, TaskResult):
+            waiting.set_result(outcome)
 
     def _hear(self, message: dict[str, Any]) -> None:
         """A worker says something of the run, or of kept blocks."""
@@ -427,7 +455,7 @@ class DaskChannel:
     async def _follow_progress(self, generation: int) -> None:
         while not self._closed and generation == self._generation and self._client.status == "running":
             await asyncio.sleep(PROGRESS_SECONDS)
-            if self._futures:
+            if self._attempts():
                 answers = await self._tell_all("progress")
                 shares = {name: share for answer in answers for name, share in answer.get("done", {}).items()}
                 metrics = {n: found for answer in answers for n, found in answer.get("metrics", {}).items()}
@@ -492,10 +520,16 @@ class DaskChannel:
         self, address: str, operation: str, seconds: float, **arguments: Any
     ) -> dict[str, Any] | None:
         try:
-            call = getattr(self._client.rpc(address), f"headwater_{operation}")
-            return await asyncio.wait_for(call(**arguments), seconds)
+            return await asyncio.wait_for(self._call_raw(address, operation, **arguments), seconds)
         except Exception:  # it is gone, or will be soon
             return None
+
+    async def _call_raw(self, address: str, operation: str, **arguments: Any) -> Any:
+        return await getattr(self._client.rpc(address), f"headwater_{operation}")(**arguments)
+
+    def _attempts(self) -> list[str]:
+        """`Task.name` of the attempts that are under way."""
+        return list(self._futures) if self._direct is None else self._direct.names()
 
     async def _forget(self, futures: list[Future]) -> None:
         with suppress(Exception):
@@ -503,9 +537,11 @@ class DaskChannel:
 
     async def _stop(self, timeout: float) -> None:
         """Raise the flags of all attempts, and wait for them to end; forget those that don't."""
-        names = list(self._futures)
+        names = self._attempts()
         workers = [worker.address for worker in self._membership.workers()] if names else []
         await asyncio.gather(*(self._tell([address], "cancel", names=names) for address in workers))
+        if self._direct is not None:
+            await self._direct.ended(timeout)
         if self._watches:
             await asyncio.wait(self._watches, timeout=timeout)
         if self._futures:

@@ -16,6 +16,7 @@ from ..lineage.owner import this_process
 from .dask_channel import DaskChannel
 from .membership import Membership
 from .scheduler_events import WorkerJoined
+from .workers.direct_tasks import SUPPORTED
 from .workers.worker_plugin import HeadwaterWorkerPlugin
 
 #: seconds that one look for a new scheduler takes at most
@@ -33,12 +34,14 @@ class DaskExecutor:
         quota_bytes: bound of each scratch folder.
         owned: what `close` closes too, in order: client, then cluster.
         kept_bytes: most bytes of blocks that each node keeps beyond their runs.
+        direct: whether tasks may go straight to the workers: nobody but this executor uses the cluster.
 
     Attributes:
         client: the present one.
         membership: who lives, as the present client hears.
         generation: how many schedulers there were before.
         closed: whether it was let go.
+        direct: whether tasks go straight to the workers.
 
     Raises:
         ClusterError: the workers can't be made to run Headwater.
@@ -51,7 +54,9 @@ class DaskExecutor:
         quota_bytes: int | None = None,
         owned: Sequence[Any] = (),
         kept_bytes: int | None = None,
+        direct: bool = False,
     ):
+        self.direct = direct and SUPPORTED
         self.client = client
         self.address: str = client.scheduler.address
         self.generation = 0

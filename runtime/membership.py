@@ -40,6 +40,8 @@ class Membership:
         self._client = client
         self._lock = threading.Lock()
         self._joined: dict[str, WorkerJoined] = {}
+        #: path of the scratch folder of each node, there, as its workers told
+        self.scratch: dict[str, str] = {}
         #: addresses that Dask knows, whether they have answered or not
         self._known: set[str] = set()
         #: those that said that they will leave
@@ -185,6 +187,7 @@ class Membership:
                 return
             try:
                 info = await asyncio.wait_for(self._client.rpc(address).headwater_info(), _ANSWER_SECONDS)
+                self.scratch[info["node"]] = info["scratch"]
                 self._join(WorkerJoined(address, info["node"], info["threads"], info.get("host", "")))
                 if address in self._joined:
                     self._monitor.watch(address, info)

@@ -36,11 +36,12 @@ from .allocator import keep_freed_memory
 from .beacon_keeper import BeaconKeeper
 from .broadcast import BroadcastCache
 from .comeback import let_nanny_replace
-from .early_results import EarlyResults
+from .direct_tasks import DirectTasks
 from .fetch import Fetcher, FetchOptions
 from .handover import RUNS_TOPIC, announce, leave, room_bytes, watch_retirement
 from .kept_service import KeptService
 from .relocation import Relocations, unpack_segments
+from .results import Results
 from .run_task import run_task
 from .serve import serve_ranges
 from .task_progress import ProgressBoard
@@ -126,7 +127,6 @@ class WorkerRuntime:
         #: which attempts may run, how far they are, and where those wait that lack inputs
         self.admission = Admission()
         self._board = ProgressBoard()
-        self.early = EarlyResults(worker.loop.asyncio_loop)
         self._relocations = Relocations(
             lambda run, message: self.worker.log_event(RUNS_TOPIC, {"run": run, **message})
         )
@@ -147,6 +147,8 @@ class WorkerRuntime:
     def install(self) -> None:
         """Attach to the worker."""
         self.worker.headwater = self
+        self.results = Results(self.worker.loop.asyncio_loop)
+        self.direct = DirectTasks(self.worker, self._run, self.results)
         let_nanny_replace(self.worker)
         watch_retirement(self.worker, self._retire)
         for operation in (
@@ -160,7 +162,8 @@ class WorkerRuntime:
             self.blocks,
             self.inventory,
             self.info,
-            self.early.results,
+            self.results.collect,
+            self.direct.launch,
         ):
             self.worker.handlers[f"headwater_{operation.__name__}"] = operation
         kept = KeptService(
@@ -174,7 +177,6 @@ class WorkerRuntime:
         self.worker = worker
         self.draining = self.retiring = self.left = False
         self.fetcher.attach(worker.rpc, worker.loop.asyncio_loop)
-        self.early = EarlyResults(worker.loop.asyncio_loop)
         self.install()
 
     def execute(self, task: Task, payload: bytes) -> TaskResult:
@@ -183,10 +185,13 @@ class WorkerRuntime:
         Raises:
             CancelledTask: it may not run; see `Admission`.
         """
+        result = self._run(task, payload)
+        self.results.post(task.run, result)
+        return result
+
+    def _run(self, task: Task, payload: bytes) -> TaskResult:
         try:
-            result = self._execute(task, payload)
-            self.early.post(task.run, result)
-            return result
+            return self._execute(task, payload)
         finally:
             if self.admission.is_over(task.run):  # it may have begun just when the run's files were deleted
                 self.store.remove_run(task.run)
@@ -340,7 +345,8 @@ class WorkerRuntime:
         self.draining = self.retiring = retiring
 
     def _forget(self, run: str) -> None:
-        self.early.forget(run)
+        self.results.forget(run)
+        self.direct.forget(run)
         self.broadcasts.forget(run)
         self.training.forget(run)
         with self._lock:

@@ -232,10 +232,19 @@ def threads(tmp_path_factory):
         yield DaskExecutor(client, scratch=str(tmp_path_factory.mktemp("scratch")))
 
 
-@pytest.fixture(scope="module", params=["inline", "inline on 2 nodes", "threads", "processes on 2 nodes"])
+@pytest.fixture(scope="module")
+def direct(two_nodes):
+    """The same processes, as a session has those of its own cluster: tasks don't go by way of Dask's scheduler."""
+    yield DaskExecutor(two_nodes.client, direct=True)
+    assert not two_nodes.client.futures
+
+
+@pytest.fixture(
+    scope="module", params=["inline", "inline on 2 nodes", "threads", "processes on 2 nodes", "direct"]
+)
 def executor(request):
-    if request.param == "threads":
-        yield request.getfixturevalue("threads")
+    if request.param in ("threads", "direct"):
+        yield request.getfixturevalue(request.param)
     elif request.param == "processes on 2 nodes":
         yield request.getfixturevalue("two_nodes")
     else:

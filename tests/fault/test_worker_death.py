@@ -144,7 +144,7 @@ def cluster() -> Iterator[HeadwaterCluster]:
 def one_node(cluster: HeadwaterCluster) -> Iterator[DaskExecutor]:
     with Client(cluster.scheduler_address, set_as_default=False) as client:
         client.wait_for_workers(3, timeout=60)
-        executor = DaskExecutor(client)
+        executor = DaskExecutor(client, direct=True)  # as a session has its own cluster
         yield executor
         executor.close()
 
