@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -85,6 +86,7 @@ def value_bytes(table: pa.Table) -> int:
     return _measure(table.schema)(table)
 
 
+@lru_cache(64)
 def _measure(schema: pa.Schema) -> Callable[[pa.Table], int]:
     """`value_bytes` for tables of a schema; only columns whose values vary in size are looked at."""
     one = [_fixed_bytes(type) for type in schema.types]
