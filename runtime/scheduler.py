@@ -9,7 +9,8 @@ of its own in `scheduling`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Iterable, Sequence
 
 from ..ops import partitioner as partitioners
 from ..planner.plan import Exchange, PhysicalPlan
@@ -139,7 +140,7 @@ class Scheduler:
             if state.error is None:
                 self._take(event)
         if state.error is None:
-            self._advance()
+            self._advance(_touched(events))
         return state.out
 
     def _take(self, event: Event) -> None:
@@ -232,8 +233,10 @@ class Scheduler:
             state.losses.wasted_seconds += state.now - other.started
             state.stop_attempt(other)
 
-    def _advance(self) -> None:
+    def _advance(self, touched: set[int] | None) -> None:
         state = self._state
+        if not self._adoption.settled or state.lossy or state.recut:
+            touched = None
         self._adoption.restrict()
         if self._departures.in_limbo():
             return
@@ -244,9 +247,7 @@ class Scheduler:
         self._adoption.collect_adopted()
         relocate(state)
         if not state.finished:
-            for stage in state.stages:
-                if stage.state is not StageState.FINISHED and (stage.done.all() or is_ready(state, stage)):
-                    self._run_stage(stage)
+            self._run_stages(touched)
             enqueue_parked(state)
             launch_waiting(state)
             if is_stuck(state):
@@ -258,6 +259,28 @@ class Scheduler:
             state.announced = True
             state.stop()
             state.out.append(Finished())
+
+    def _run_stages(self, touched: set[int] | None) -> None:
+        """Let stages begin, go on and end.
+
+        Args:
+            touched: ids of the only ones of which anything may have changed; None looks at all, which would take
+                too long after each task of a plan with a thousand stages.
+        """
+        state = self._state
+        if touched is None:
+            for stage in state.stages:
+                if stage.state is not StageState.FINISHED and (stage.done.all() or is_ready(state, stage)):
+                    self._run_stage(stage)
+            return
+        ids = sorted(touched)  # a heap
+        while ids:
+            stage = state.stages[heapq.heappop(ids)]
+            if stage.state is not StageState.FINISHED and (stage.done.all() or is_ready(state, stage)):
+                self._run_stage(stage)
+                if stage.state is StageState.FINISHED:
+                    for reader in state.readers[stage.stage.id]:
+                        heapq.heappush(ids, reader)
 
     def _run_stage(self, stage: StageRun) -> None:
         state = self._state
@@ -279,9 +302,8 @@ class Scheduler:
             keep(state, stage)
             state.out.append(StageFinished(stage.stage.id))
             sources = state.lineage.sources[stage.stage.id]
-            for other in state.stages[: stage.stage.id + 1]:
-                if other.state is StageState.FINISHED or other.stage.id in sources:
-                    collect(state, other)
+            before = state.stages[: stage.stage.id + 1]
+            collect(state, *(s for s in before if s.state is StageState.FINISHED or s.stage.id in sources))
 
     def _resolve(self, stage: StageRun) -> None:
         state = self._state
@@ -303,3 +325,10 @@ class Scheduler:
         return StageProgram(
             self._state.run, s.id, s.key, s.label, s.operator, s.schema, exchange, s.sink, s.sample, merges
         )
+
+
+def _touched(events: Sequence[Event]) -> set[int] | None:
+    """Ids of the stages of which tasks have finished; None if more has happened than that."""
+    if not all(isinstance(event, TaskFinished | Progress | Tick) for event in events):
+        return None
+    return {event.result.stage for event in events if isinstance(event, TaskFinished)}

@@ -51,6 +51,7 @@ class StageRun:
         self.is_output = is_output
         self.state = StageState.WAITING
         self.ranges = tuple(leaf_ranges(stage.operator, count))
+        self.parents = stage.parents
         self.exchange = stage.exchange
         #: whether its one task is a training, which takes long
         self.trains = any(isinstance(kernel, TrainKernel) for kernel in all_kernels(stage.operator))
@@ -140,8 +141,10 @@ class StageRun:
                 self.offsets = np.zeros((self.stage.partitions, len(block.offsets)), dtype=np.int64)
             self.offsets[index] = block.offsets
             self._lengths = None
-            result = replace(result, block=replace(block, offsets=self.offsets[index]))
-            self._claim(block)
+            # the same numbers, held once; `dataclasses.replace` of both records would take most of this method's time
+            object.__setattr__(block, "offsets", self.offsets[index])
+            if self.orphans or self.copies:
+                self._claim(block)
             self.attempts[index] = max(self.attempts[index], block.attempt + 1)
         self.results[index] = result
         self.fingerprints[index] = result.fingerprint

@@ -22,6 +22,8 @@ LEAST_GAIN = 0.5
 #: backups that a stage may have in vain whatever they cost, and the share of all task time for those beyond
 FREE_BACKUPS = 2
 EXTRA_SHARE = 0.05
+#: finished tasks, the last ones, that tell how long one takes
+_LATELY = 200
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def unit_seconds(finished: Sequence[tuple[float, float]], tasks: int) -> float |
     """
     if len(finished) < min(3, max(1, tasks // 2)):
         return None
-    return median(seconds / weight for weight, seconds in finished)
+    return median(seconds / weight for weight, seconds in finished[-_LATELY:])
 
 
 def choose_backup(running: Sequence[RunningAttempt], started: int, spent: float, total: float) -> int | None:

@@ -33,6 +33,11 @@ class Adoption:
         #: stages that got back blocks which nobody may need
         self._adopted: set[int] = set()
 
+    @property
+    def settled(self) -> bool:
+        """Whether it is known which partitions have to run."""
+        return self._restricted
+
     def restore(self, event: Restore) -> None:
         """Begin with what an earlier driver of the run has left."""
         state = self._state

@@ -111,5 +111,5 @@ def is_stuck(state: RunState) -> bool:
 def is_ready(state: RunState, stage: StageRun) -> bool:
     """Whether all that a stage waits for is finished."""
     waiting = stage.state is StageState.WAITING or not stage.resolved
-    awaited = stage.stage.parents if waiting else state.lineage.sources[stage.stage.id]
+    awaited = stage.parents if waiting else state.lineage.sources[stage.stage.id]
     return all(state.stages[parent].state is StageState.FINISHED for parent in awaited)

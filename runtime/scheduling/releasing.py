@@ -12,26 +12,48 @@ from ..task import Block, PartitionResult
 from .run_state import RunState
 
 
-def collect(state: RunState, stage: StageRun) -> None:
-    """Release the blocks that nobody will read again."""
-    mask = stage.alive & stage.taken if stage.is_output else stage.alive.copy()
-    if (mask.any() or stage.orphans) and _is_read_no_more(state, stage.stage.id):
-        release(state, stage, mask)
+def collect(state: RunState, *stages: StageRun) -> None:
+    """Release the blocks that nobody will read again.
+
+    Args:
+        state: of the run.
+        stages: whose blocks, ascending.
+    """
+    settled: dict[int, bool] = {}
+    for stage in stages:
+        if not (stage.orphans or stage.alive.any()):
+            continue
+        mask = stage.alive & stage.taken if stage.is_output else stage.alive.copy()
+        if (stage.orphans or mask.any()) and _is_read_no_more(state, stage.stage.id, settled):
+            release(state, stage, mask)
 
 
-def _is_read_no_more(state: RunState, stage_id: int) -> bool:
+def _is_read_no_more(state: RunState, stage_id: int, settled: dict[int, bool]) -> bool:
     """Whether all stages that read a stage are finished, and won't have to run again.
 
     They may have to as long as blocks of theirs are lost, and those who read them run: these have perhaps
     read them, and perhaps not.
     """
-    settled: dict[int, bool] = {}
-    for other in reversed(range(stage_id, len(state.stages))):
-        stage = state.stages[other]
-        read_no_more = all(settled[consumer] for consumer in state.lineage.consumers[other])
-        whole = read_no_more or bool(stage.alive.all())
-        settled[other] = stage.state is StageState.FINISHED and whole
-    return all(settled[consumer] for consumer in state.lineage.consumers[stage_id])
+    return all(_is_settled(state, reader, settled) for reader in state.lineage.consumers[stage_id])
+
+
+def _is_settled(state: RunState, stage_id: int, settled: dict[int, bool]) -> bool:
+    """Whether a stage won't have to run again; `settled` holds what was found out before, and takes this."""
+    path = [stage_id]  # in place of a recursion: a plan may be thousands of stages deep
+    while path:
+        at = path[-1]
+        stage, readers = state.stages[at], state.lineage.consumers[at]
+        if stage.state is not StageState.FINISHED:
+            settled[at] = False
+        elif stage.alive.all():
+            settled[at] = True
+        elif unknown := [reader for reader in readers if reader not in settled]:
+            path += unknown
+            continue
+        else:
+            settled[at] = all(settled[reader] for reader in readers)
+        path.pop()
+    return settled[stage_id]
 
 
 def keep(state: RunState, stage: StageRun) -> None:

@@ -34,6 +34,8 @@ class RunState:
         error: why the run failed, once it did.
         lineage: what every partition is made from.
         stages: how far each stage is, by id.
+        outputs: those that the caller wants.
+        readers: ids of the stages that wait for each stage, for its blocks or its samples, ascending.
         placement: workers, and the tasks that wait for them.
         indeterminate: stages whose bytes may vary.
         tasks: those with a living attempt, by id.
@@ -66,6 +68,11 @@ class RunState:
         outputs = set(plan.outputs.values())
         self.lineage = lineage_of(plan)
         self.stages = [StageRun(stage, stage.id in outputs) for stage in plan.stages]
+        self.outputs = [stage for stage in self.stages if stage.is_output]
+        self.readers: list[list[int]] = [[] for _ in self.stages]
+        for stage in self.stages:
+            for parent in stage.parents:
+                self.readers[parent].append(stage.stage.id)
         for stage in self.stages:
             stage.attempts[:] = epoch * EPOCH_ATTEMPTS
         self.placement = Placement()
@@ -82,7 +89,7 @@ class RunState:
     @property
     def finished(self) -> bool:
         """Whether all outputs are there, as far as the caller hasn't taken them."""
-        return self.error is None and all(s.state is StageState.FINISHED for s in self.stages if s.is_output)
+        return self.error is None and all(stage.state is StageState.FINISHED for stage in self.outputs)
 
     def stop(self) -> None:
         """Cancel all attempts, and forget the tasks that wait."""

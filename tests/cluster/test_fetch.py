@@ -272,7 +272,7 @@ def test_only_blocks_are_served(nodes: Nodes) -> None:
     block = put(nodes.b, 1)
     for path in ("secret", "../b/secret", str(nodes.b.root / "secret")):
         with pytest.raises(FetchFailedError):
-            nodes.read([replace(block.whole(), path=path, offset=0, length=10)])
+            nodes.read([block.whole()._replace(path=path, offset=0, length=10)])
 
 
 class TestRelocation:
@@ -319,7 +319,7 @@ class TestRelocation:
         def relocate(lost: Sequence[Segment]) -> Any:
             asked.append(sorted(segment.attempt for segment in lost))
             if len(asked) == 1:  # a node that no one answers for, either
-                return {s: replace(s, attempt=1, node="elsewhere") for s in lost}, {"elsewhere": (DEAD,)}
+                return {s: s._replace(attempt=1, node="elsewhere") for s in lost}, {"elsewhere": (DEAD,)}
             if len(asked) == 2:  # not all of it yet
                 lost = lost[:2]
             return {s: put(nodes.b, s.partition, attempt=2).whole() for s in lost}, living
@@ -331,7 +331,7 @@ class TestRelocation:
     def test_other_nodes_go_on_meanwhile(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
         """The node that answers is asked for all its messages while the reader waits for the other's blocks."""
         calls, segments = calls_to(nodes, monkeypatch), mixed(nodes, 8)
-        lost = [replace(segment, node="elsewhere") for segment in segments[::2]]
+        lost = [segment._replace(node="elsewhere") for segment in segments[::2]]
         wanted = [lost[0], *segments[1::2], *lost[1:]]
         nodes.addresses["elsewhere"] = (DEAD,)
         served = threading.Event()
@@ -347,7 +347,7 @@ class TestRelocation:
 
         def relocate(lost: Sequence[Segment]) -> Any:
             assert served.wait(30)
-            return {s: replace(s, node=nodes.a.node) for s in lost}, {}
+            return {s: s._replace(node=nodes.a.node) for s in lost}, {}
 
         table = self.read(nodes, wanted, relocate, message_bytes=segments[1].length)
         assert table.equals(pa.concat_tables([rows(segment.partition) for segment in wanted]))
