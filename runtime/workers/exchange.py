@@ -134,15 +134,15 @@ class _Cutter:
         ids: list[np.ndarray] = []
         offset = pending = held = 0
         for table in stream:
+            if held >= self._held_bytes and self._spill is not None:  # not before there is more to hold
+                self._put_aside()
+                held = 0
             tables.append(table)
             ids.append(self._partitioner.assign(table, self._partition, offset).astype(self._id_type))
             offset, pending = offset + table.num_rows, pending + table.nbytes
             if pending >= self._chunk_bytes:
                 held += self._sort(tables, ids)
                 tables, ids, pending = [], [], 0
-                if held >= self._held_bytes and self._spill is not None:
-                    self._put_aside()
-                    held = 0
         if tables:
             self._sort(tables, ids)
         for segment in range(self._partitioner.count):
