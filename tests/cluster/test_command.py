@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,15 @@ def test_a_module_beside_the_file_reaches_the_workers(tmp_path: Path, capsys):
     assert [line.strip() for line in capsys.readouterr().out.splitlines()[5:9]] == ["0", "2", "4", "6"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Whatever a shell starts in the background ignores Ctrl-C, tests too, and so would what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("send", "number", "code"),
     [(os.killpg, signal.SIGINT, INTERRUPTED), (os.kill, signal.SIGTERM, 128 + signal.SIGTERM)],
