@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from dask.bytes import read_bytes
-from distributed import Client, LocalCluster, futures_of
+from distributed import Client, LocalCluster
 from workloads import (
     DISTINCT_KEYS,
     ENCODED,
