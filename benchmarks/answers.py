@@ -207,7 +207,7 @@ class Answers:
         return self._expected[name]
 
     def _row(self, query: str) -> tuple[Any, ...]:
-        return self._db.execute(query).fetchall()[0]  # a result of which more could be asked bars the connection
+        return self._db.execute(query).fetchall()[0]  # an unfinished result would bar the connection
 
     def _number(self, query: str) -> int:
         return int(self._row(query)[0])
