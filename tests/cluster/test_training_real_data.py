@@ -85,7 +85,8 @@ def arrays(adult, session) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def reference(arrays):
     linear_model = pytest.importorskip("sklearn.linear_model")
     x, y = arrays["train"]
-    return linear_model.LogisticRegression(C=1 / (L2 * len(x)), tol=1e-8, max_iter=5000).fit(x, y)
+    exact = linear_model.LogisticRegression(C=1 / (L2 * len(x)), tol=1e-8, solver="newton-cholesky")
+    return exact.fit(x, y)
 
 
 def penalized_loss(weights: np.ndarray, intercept: float, x: np.ndarray, y: np.ndarray) -> float:
