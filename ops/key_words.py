@@ -88,9 +88,11 @@ def order_of(words: Sequence[np.ndarray], rows: int) -> np.ndarray:
     """
     if not words:
         return np.arange(rows)
-    first = words[0]
+    first, most = words[0], int(words[0].max(initial=0))
+    if len(words) == 1 and most < 1 << 32:
+        return _radix_order(first, most)
     bits = max(1, (rows - 1).bit_length())
-    if len(words) == 1 and rows and int(first.max()) < 1 << (64 - bits):
+    if len(words) == 1 and most < 1 << (64 - bits):
         numbered = (first << np.uint64(bits)) | np.arange(rows, dtype=np.uint64)
         numbered.sort()
         return numbered & np.uint64((1 << bits) - 1)
@@ -122,7 +124,7 @@ def first_rows_of(word: np.ndarray) -> np.ndarray:
         slots[places[::-1]] = np.arange(rows - 1, -1, -1)
         return np.flatnonzero(slots[places] == np.arange(rows))
     bits = np.uint64(max(1, (rows - 1).bit_length()))
-    if most < 1 << (64 - int(bits)):
+    if most >= 1 << 32 and most < 1 << (64 - int(bits)):
         numbered = (word << bits) | np.arange(rows, dtype=np.uint64)
         numbered.sort()
         differs = np.diff(numbered >> bits) != 0
@@ -133,6 +135,14 @@ def first_rows_of(word: np.ndarray) -> np.ndarray:
     found = np.zeros(rows, bool)
     found[firsts[np.append(True, differs)].astype(np.int64)] = True
     return np.flatnonzero(found)
+
+
+def _radix_order(word: np.ndarray, most: int) -> np.ndarray:
+    """Order words below 2**32, stable: NumPy sorts 16 bits by radix, which takes half the time of all at once."""
+    order = np.argsort((word & np.uint64(0xFFFF)).astype(np.uint16), kind="stable")
+    if most >> 16:
+        order = order[np.argsort((word >> np.uint64(16)).astype(np.uint16)[order], kind="stable")]
+    return order
 
 
 def _parts(array: pa.Array, descending: bool, nulls_first: bool) -> list[tuple[np.ndarray, int]]:
