@@ -83,12 +83,18 @@ def _shuffled(
             True,
             f"{title(node)}: {'both sides lie' if both else 'the left side lies'} right",
         )
-        return left, right if both else low.builder.hashed(right, target.keys, target.count)
+        return left, right if both else _hashed(low, right, target.keys, target.count)
     if by_right is not None and right.known is not None:
         target = _matching(right.known, node.left_on, by_right)
         low.builder.trace("exchange_elimination", True, f"{title(node)}: the right side lies right")
-        return low.builder.hashed(left, target.keys, target.count), right
-    return low.builder.hashed(left, node.left_on, wanted), low.builder.hashed(right, node.right_on, wanted)
+        return _hashed(low, left, target.keys, target.count), right
+    return _hashed(low, left, node.left_on, wanted), _hashed(low, right, node.right_on, wanted)
+
+
+def _hashed(low: Lowering, side: Fragment, keys: tuple[str, ...], count: int) -> Fragment:
+    """Bring equal keys of a side together, by the exchange that it has below if that can do it."""
+    rehashed = low.builder.rehashed if low.enabled("exchange_elimination") else low.builder.hashed
+    return rehashed(side, keys, count)
 
 
 def _usable(low: Lowering, known: Partitioning, keys: tuple[str, ...], wanted: int) -> tuple[int, ...] | None:

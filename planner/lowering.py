@@ -32,7 +32,7 @@ from ..ops.transform import Transform, TransformKernel
 from ..ops.union import Union
 from .joins import lower_join
 from .options import PlanOptions
-from .partitioning import Hashed, gathers, through_project
+from .partitioning import Hashed, gathers, new_names, through_project
 from .plan import Estimate, ScanLeaf
 from .read_types import changes, read_types
 from .rereading import is_scanned
@@ -126,13 +126,15 @@ def lower_sealed(low: Lowering, node: Sealed) -> Fragment:
 
 def lower_filter(low: Lowering, node: Filter, below: Fragment) -> Fragment:
     """Filter in place."""
-    return _narrow(low, node, below, FilterKernel(node.predicate), "filter", keep=True)
+    fragment = _narrow(low, node, below, FilterKernel(node.predicate), "filter", keep=True)
+    return replace(fragment, open=below.open)
 
 
 def lower_project(low: Lowering, node: Project, below: Fragment) -> Fragment:
     """Project in place."""
     fragment = _narrow(low, node, below, ProjectKernel(node.exprs, node.schema), "project")
-    return replace(fragment, known=through_project(below.known, node))
+    still = None if below.open is None else below.open.renamed(new_names(node))
+    return replace(fragment, known=through_project(below.known, node), open=still)
 
 
 def lower_sample(low: Lowering, node: Sample, below: Fragment) -> Fragment:
@@ -203,8 +205,9 @@ def lower_distinct(low: Lowering, node: Distinct, below: Fragment) -> Fragment:
         partial = low.builder.step(
             kernel, [below], node.schema, _map_side(node), size, "distinct", known=below.known
         )
-        below = low.builder.hashed(partial, keys, low.count(size.bytes))
-    return low.builder.step(kernel, [below], node.schema, node.key, size, "distinct", known=below.known)
+        below = low.builder.grouped(partial, keys, low.count(size.bytes))
+    done = low.builder.step(kernel, [below], node.schema, node.key, size, "distinct", known=below.known)
+    return replace(done, open=below.open)
 
 
 def lower_aggregate(low: Lowering, node: Aggregate, below: Fragment) -> Fragment:
@@ -217,7 +220,7 @@ def lower_aggregate(low: Lowering, node: Aggregate, below: Fragment) -> Fragment
     moves = below.partitions > 1 and not _spared(low, node, below, node.keys)
     combine = low.enabled("map_side_combine")
     if moves and not combine:
-        below = low.builder.hashed(below, node.keys, low.count(below.estimate.bytes) if node.keys else 1)
+        below = low.builder.grouped(below, node.keys, low.count(below.estimate.bytes) if node.keys else 1)
     if low.enabled("read_types"):
         read = [a.column for a in node.aggregations if a.column is not None]
         operator = read_types(below.operator, node.keys, read)
@@ -235,10 +238,11 @@ def lower_aggregate(low: Lowering, node: Aggregate, below: Fragment) -> Fragment
     )
     if moves and combine:
         low.builder.trace("map_side_combine", True, f"{title(node)}: states are exchanged in place of rows")
-        partial = low.builder.hashed(partial, node.keys, count)
+        partial = low.builder.grouped(partial, node.keys, count)
     kernel = FinalAggregateKernel(node.keys, node.aggregations, node.schema)
     known = partial.known if gathers(partial.known, node.keys) else None
-    return low.builder.step(kernel, [partial], node.schema, node.key, size, "final aggregate", known=known)
+    done = low.builder.step(kernel, [partial], node.schema, node.key, size, "final aggregate", known=known)
+    return replace(done, open=(partial if combine else below).open) if node.keys else done
 
 
 def lower_repartition(low: Lowering, node: Repartition, below: Fragment) -> Fragment:
@@ -254,7 +258,8 @@ def lower_repartition(low: Lowering, node: Repartition, below: Fragment) -> Frag
     if low.enabled("exchange_elimination") and below.known == Hashed(node.keys, count):
         low.builder.trace("exchange_elimination", True, f"{title(node)}: its input lies so already")
         return below
-    return low.builder.hashed(below, node.keys, count)
+    rehashed = low.builder.rehashed if low.enabled("exchange_elimination") else low.builder.hashed
+    return rehashed(below, node.keys, count)
 
 
 def _narrow(low: Lowering, node: Node, below: Fragment, kernel, label: str, keep: bool = False) -> Fragment:

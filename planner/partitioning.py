@@ -29,13 +29,16 @@ Partitioning = Hashed | None
 
 def through_project(known: Partitioning, project: Project) -> Partitioning:
     """Return what is left of it after a projection, which may rename or drop the columns."""
-    if known is None:
-        return None
+    return None if known is None else known.renamed(new_names(project))
+
+
+def new_names(project: Project) -> dict[str, str]:
+    """Return the new name of each column that a projection keeps; the first of several."""
     names: dict[str, str] = {}
     for name, expr in project.exprs:
         if isinstance(expr, Column):
             names.setdefault(expr.name, name)
-    return known.renamed(names)
+    return names
 
 
 def gathers(known: Partitioning, keys: Sequence[str]) -> bool:

@@ -23,6 +23,7 @@ from .plan import (
     Exchange,
     Operator,
     RuleEvent,
+    ScanLeaf,
     ShuffleLeaf,
     Stage,
     Step,
@@ -34,6 +35,29 @@ from .plan import (
 #: most operators on a path through one stage; a longer chain is cut, so that programs pickle and run
 #: without deep recursion
 MAX_DEPTH = 64
+
+
+@dataclass(frozen=True)
+class OpenExchange:
+    """An exchange that brought equal keys together, into a number of partitions that nothing depends on yet.
+
+    Attributes:
+        stage: that is cut by it.
+        rows: the fragment that the stage was made of.
+        inside: the keys as that fragment calls them.
+        keys: what they are called now, in the same order.
+    """
+
+    stage: int
+    rows: Fragment
+    inside: tuple[str, ...]
+    keys: tuple[str, ...]
+
+    def renamed(self, names: Mapping[str, str]) -> OpenExchange | None:
+        """Return the same under the columns' new names; None if one has no new name."""
+        if not all(key in names for key in self.keys):
+            return None
+        return replace(self, keys=tuple(names[key] for key in self.keys))
 
 
 @dataclass(frozen=True)
@@ -50,6 +74,7 @@ class Fragment:
         splits: for each scan leaf's slot, its splits.
         known: what is known about where rows lie.
         depth: operators on the longest path from a leaf.
+        open: the exchange below, if all that was done to its rows since can be done in other partitions as well.
     """
 
     operator: Operator
@@ -61,6 +86,7 @@ class Fragment:
     splits: Mapping[int, tuple[Split, ...]] = field(default_factory=dict)
     known: Partitioning = None
     depth: int = 0
+    open: OpenExchange | None = None
 
 
 class StageBuilder:
@@ -70,6 +96,8 @@ class StageBuilder:
         self.stages: list[Stage] = []
         self.events: dict[RuleEvent, None] = {}
         self._by_key: dict[str, int] = {}
+        #: stages that a stage reads, or that were found by their key: their exchanges stay as they are
+        self._settled: set[int] = set()
         self._slots = 0
 
     def slot(self) -> int:
@@ -129,7 +157,9 @@ class StageBuilder:
         if isinstance(fragment.operator, BlockLeaf) and exchange is None:
             return fragment.operator.stage
         key = self._key(fragment, exchange)
-        if key not in self._by_key:
+        if key in self._by_key:
+            self._settled.add(self._by_key[key])
+        else:
             self._by_key[key] = self._append(fragment, key, exchange)
         return self._by_key[key]
 
@@ -175,6 +205,32 @@ class StageBuilder:
         if count == 1:
             return self.gather(fragment)
         return self.shuffle(fragment, HashPartitioner(tuple(keys), count))
+
+    def grouped(self, fragment: Fragment, keys: Sequence[str], count: int) -> Fragment:
+        """Bring rows with equal keys together for an operator that takes them in any partitions; see `rehashed`."""
+        moved = self.hashed(fragment, keys, count)
+        assert isinstance(moved.operator, ShuffleLeaf)
+        return replace(moved, open=OpenExchange(moved.operator.stage, fragment, tuple(keys), tuple(keys)))
+
+    def rehashed(self, fragment: Fragment, keys: Sequence[str], count: int) -> Fragment:
+        """Bring rows with equal keys together, by an exchange below that does it otherwise, or by one more."""
+        there = fragment.open
+        if count == 1 or there is None or there.stage in self._settled or set(there.keys) != set(keys):
+            return self.hashed(fragment, keys, count)
+        inside = tuple(there.inside[there.keys.index(key)] for key in keys)
+        exchange = Exchange(HashPartitioner(inside, count))
+        key, stage = self._key(there.rows, exchange), self.stages[there.stage]
+        if key in self._by_key:
+            return self.hashed(fragment, keys, count)
+        del self._by_key[stage.key]
+        self._by_key[key] = stage.id
+        self.stages[stage.id] = replace(stage, key=key, exchange=exchange)
+        self.trace(
+            "exchange_elimination",
+            True,
+            f"{stage.label}: {exchange.partitioner.describe()}, as is wanted above",
+        )
+        return replace(fragment, partitions=count, known=Hashed(tuple(keys), count))
 
     def ranged(
         self, fragment: Fragment, keys: tuple[SortKey, ...], count: int, alone: Fragment | None = None
@@ -227,6 +283,9 @@ class StageBuilder:
         self, fragment: Fragment, key: str, exchange: Exchange | None, sink: Sink | None = None
     ) -> int:
         id = len(self.stages)
+        self._settled.update(
+            leaf.stage for leaf in all_leaves(fragment.operator) if not isinstance(leaf, ScanLeaf)
+        )
         self.stages.append(
             Stage(
                 id=id,
@@ -246,4 +305,4 @@ class StageBuilder:
 
 def _leaf(fragment: Fragment, leaf: BlockLeaf | BroadcastLeaf) -> Fragment:
     """Return what reads a fragment's stage in its place."""
-    return replace(fragment, operator=leaf, labels=(), splits={}, depth=0)
+    return replace(fragment, operator=leaf, labels=(), splits={}, depth=0, open=None)

@@ -13,6 +13,7 @@ from headwater.ops.join import Join
 from headwater.ops.limit import Limit
 from headwater.ops.map_batches import MapBatches
 from headwater.ops.node import Node
+from headwater.ops.persist import Persist
 from headwater.ops.project import Project
 from headwater.ops.repartition import Repartition
 from headwater.ops.sample import Sample
@@ -222,11 +223,86 @@ def test_a_join_with_an_aggregation_by_its_key_moves_the_other_side_only(plan, r
 
 
 def test_too_few_partitions_are_not_used_to_spare_an_exchange(plan, rides, scan):
-    totals = Aggregate(rides, ("zone",), (COUNT,))
+    few = Repartition(rides, "hash", 2, ("zone",))
     other = scan("other", {"zone": "int32", "x": "int64"}, 8, split_bytes=64 << 20, split_rows=8_000_000)
-    built = plan(Join(totals, other, ("zone",), ("zone",)), partition_bytes=15 << 20, broadcast_bytes=0)
-    assert len({s.exchange.count for s in built.stages if s.exchange}) == 2
+    built = plan(Join(few, other, ("zone",), ("zone",)), partition_bytes=64 << 20, broadcast_bytes=0)
+    assert [s.exchange.count for s in built.stages if s.exchange] == [2, 24, 24]
     assert not decisions(built, "exchange_elimination")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_aggregation_is_exchanged_into_the_partitions_that_a_join_needs(plan, rides, scan, side):
+    totals = Aggregate(rides, ("zone",), (COUNT,))
+    renamed = Filter(Project(totals, (("area", col("zone")),)), col("area") > 0)
+    other = scan("other", {"zone": "int32", "x": "int64"}, 8, split_bytes=64 << 20, split_rows=8_000_000)
+    inputs, on = (
+        ((renamed, other), ("area", "zone")) if side == "left" else ((other, renamed), ("zone", "area"))
+    )
+    built = plan(Join(*inputs, *((key,) for key in on)), partition_bytes=350 << 20, broadcast_bytes=0)
+    assert [s.exchange.partitioner.describe() for s in built.stages if s.exchange] == [
+        "hash [zone] into 2"
+    ] * 2
+    assert built.stages[-1].partitions == 2
+    ((made, why),) = decisions(built, "exchange_elimination")
+    assert made
+    assert why.endswith("hash [zone] into 2, as is wanted above")
+
+
+def test_an_aggregation_is_exchanged_into_the_partitions_that_are_asked_for(plan, assert_stages, rides):
+    totals = Aggregate(rides, ("zone", "id"), (COUNT,))
+    assert_stages(
+        plan(Repartition(totals, "hash", 8, ("id", "zone")), partition_bytes=1 << 30),
+        """
+        Stage 0: scan rides > partial aggregate
+            16 partitions, about 2,500,000 rows, 47.7 MiB
+            reads rides: 5 of 5 columns
+            exchange: hash [id, zone] into 8
+        Stage 1: final aggregate -> output 'out'
+            8 partitions, about 2,500,000 rows, 47.7 MiB
+            shuffle from stage 0
+        Exchanges: 1, about 47.7 MiB in all
+        """,
+    )
+    built = plan(
+        Repartition(Distinct(rides, ("zone", "id")), "hash", 8, ("id", "zone")), partition_bytes=1 << 30
+    )
+    assert [s.exchange.partitioner.describe() for s in built.stages if s.exchange] == [
+        "hash [id, zone] into 8"
+    ]
+
+
+def test_an_iteration_over_persisted_and_partitioned_rows_has_one_exchange(plan, scan):
+    columns = {"source": "int64", "target": "int64"}
+    links = scan("links", columns, 8, split_bytes=64 << 20, split_rows=4_000_000)
+    links = Persist(Repartition(links, "hash", 7, ("source",)))
+    ranks: Node = scan(
+        "ranks", {"page": "int64", "rank": "double"}, 1, split_bytes=8 << 20, split_rows=500_000
+    )
+    for _ in range(3):
+        given = Join(links, ranks, ("source",), ("page",), strategy="shuffle")
+        got = Aggregate(given, ("target",), (Aggregation("got", "sum", "rank"),))
+        ranks = Project(got, (("page", col("target")), ("rank", lit(0.15) + col("got"))))
+    built = plan(ranks, partition_bytes=64 << 20)
+    exchanges = [s.exchange.partitioner.describe() for s in built.stages if s.exchange]
+    iterations = [s for s in built.stages if s.label.startswith("join")]
+    assert exchanges[:4] == ["hash [source] into 7", "hash [page] into 7", *["hash [target] into 7"] * 2]
+    assert len(exchanges) == 5
+    assert len(iterations) == 3
+    assert {built.stages[s.parents[0]].storage is not None for s in iterations} == {True}
+
+
+@pytest.mark.parametrize("what", ["limit", "sample", "read twice", "other keys", "global", "an output"])
+def test_an_aggregation_stays_as_it_is_where_its_partitions_count(plan, rides, what):
+    totals: Node = Aggregate(rides, () if what == "global" else ("zone",), (COUNT,))
+    above: Node = Limit(totals, 10) if what == "limit" else totals
+    above = Sample(totals, 0.0, 0.5, 1, "s") if what == "sample" else above
+    keys = ("n",) if what in ("global", "other keys") else ("zone",)
+    moved = Repartition(above, "hash", 8, keys)
+    roots = {"out": moved, "as it is": totals} if what == "an output" else moved
+    roots = Union((moved, Repartition(totals, "hash", 9, keys))) if what == "read twice" else roots
+    built = plan(roots, partition_bytes=1 << 30)
+    assert not decisions(built, "exchange_elimination")
+    assert next(s.exchange.count for s in built.stages if s.exchange) == 1
 
 
 def test_exchanges_are_spared_where_rows_lie_right(plan, assert_stages, rides):
