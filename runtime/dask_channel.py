@@ -166,7 +166,7 @@ class DaskChannel:
         )
 
     def expect(self, tasks: int, seconds: float) -> None:
-        if tasks or self._expecting:
+        if self._direct is None and (tasks or self._expecting):  # else nobody could start more workers
             self._expecting = tasks
             self._spawn(self._tell_scheduler, tasks, seconds)
 

@@ -37,6 +37,8 @@ class DemandPlugin(SchedulerPlugin):
     """Adds the drivers' backlogs to the number of workers that Dask's scheduler asks for."""
 
     name = "headwater-demand"
+    #: the first session's is every session's
+    idempotent = True
 
     def start(self, scheduler: Scheduler) -> None:
         """Called once in the scheduler."""

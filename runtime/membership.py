@@ -53,8 +53,8 @@ class Membership:
         self._monitor = HealthMonitor(client, self.left)
         client.sync(self._register, plugin)
         with suppress(Exception):  # a scheduler without Headwater does without
-            client.register_plugin(DemandPlugin(), idempotent=True)
-            client.register_plugin(ShortBatches(), idempotent=True)
+            client.register_plugin(DemandPlugin())
+            client.register_plugin(ShortBatches())
         client.subscribe_topic("all", self._on_event)
         client.subscribe_topic(WORKERS_TOPIC, self._on_farewell)
         client.subscribe_topic(RUNS_TOPIC, self._on_message)

@@ -33,6 +33,7 @@ class ShortBatches(SchedulerPlugin):
     """Lets the scheduler tell workers of tasks as soon as they are there."""
 
     name = "headwater-short-batches"
+    idempotent = True
 
     def start(self, scheduler: Scheduler) -> None:
         """Called once in the scheduler."""

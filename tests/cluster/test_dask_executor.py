@@ -45,6 +45,7 @@ from headwater.runtime.cluster import CONFIG, HeadwaterCluster, join, open_execu
 from headwater.runtime.dask_executor import DaskExecutor
 from headwater.runtime.driver import Driver
 from headwater.runtime.inline import InlineExecutor
+from headwater.runtime.short_batches import INTERVAL_SECONDS
 from headwater.runtime.versions import mismatches
 
 pytestmark = pytest.mark.cluster
@@ -410,6 +411,19 @@ def test_results_that_no_worker_is_asked_for_come_by_way_of_dask(two_nodes, monk
     with Driver(sums_plan(), two_nodes) as driver:
         assert driver.run().outputs["sums"].fingerprints == expected
     assert two_nodes.listening == 0
+
+
+def test_schedulers_learn_what_waits_and_send_tasks_at_once(two_nodes):
+    def look(dask_scheduler):
+        pauses = [stream.interval for stream in dask_scheduler.stream_comms.values()]
+        return dask_scheduler.adaptive_target.__self__.name, max(pauses)
+
+    plugin, pause = two_nodes.client.run_on_scheduler(look)
+    assert plugin == "headwater-demand"
+    assert pause == INTERVAL_SECONDS
+    with Driver(sums_plan(), two_nodes) as driver:
+        driver.run()
+    assert two_nodes.client.scheduler_comm.interval == INTERVAL_SECONDS
 
 
 def test_large_programs_run(executor):
