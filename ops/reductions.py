@@ -98,8 +98,12 @@ def _add_decimals(groups: Groups, array: pa.Array) -> pa.Array | None:
 def moments(groups: Groups, array: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return each group's count, mean and sum of squared deviations from the mean (two passes)."""
     codes, values = _valid(groups, _floats(array))
-    ones = np.ones(len(values))
-    return merge_moments(Groups(codes, groups.count), ones, values, np.zeros(len(values)))
+    total = np.bincount(codes, minlength=groups.count).astype(np.float64)
+    added = np.bincount(codes, weights=values, minlength=groups.count)
+    mean = np.divide(added, total, out=np.zeros(groups.count), where=total > 0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        spread = (values - (mean[0] if groups.count == 1 else mean[codes])) ** 2
+    return total, mean, np.bincount(codes, weights=spread, minlength=groups.count)
 
 
 def merge_moments(

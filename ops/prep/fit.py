@@ -135,7 +135,10 @@ class Present(Expr):
         return pa.float64()
 
     def evaluate(self, table: pa.Table) -> Value:
-        values = numbers(self.children[0].evaluate(table))
+        given = self.children[0].evaluate(table)
+        values = numbers(given)
+        if not pa.types.is_floating(given.type):
+            return values
         return pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
 
     def __str__(self) -> str:
@@ -153,8 +156,9 @@ class CountValues:
         return pa.concat_tables(parts)
 
     def _count(self, name: str, column: pa.ChunkedArray) -> pa.Table:
-        present = column.filter(pc.invert(missing(column))).combine_chunks()
-        counts = present.value_counts()
+        if column.null_count or pa.types.is_floating(column.type):
+            column = column.filter(pc.invert(missing(column)))
+        counts = column.combine_chunks().value_counts()
         values, rows = counts.field(0).cast(pa.string()), counts.field(1)
         labels = [pa.repeat(pa.scalar(text), len(values)) for text in (name, kind_of(column.type))]
         return pa.Table.from_arrays([*labels, values, rows], schema=COUNTS)
