@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ class BlockWriter:
         self._starts = np.zeros(count + 1, dtype=np.int64)
         self._rows = np.zeros(count, dtype=np.int64)
         #: the writer puts the schema down with the first batch, or when it is closed
-        self._end = len(_MAGIC) + schema.serialize().size
+        self._end = len(_MAGIC) + _schema_bytes(schema)
         self._begun = 0  # segments whose start is known
 
     def write(self, segment: int, table: pa.Table) -> None:
@@ -111,6 +112,12 @@ class BlockWriter:
         self._begun = max(self._begun, segment + 1)
 
 
+@lru_cache(maxsize=64)
+def _schema_bytes(schema: pa.Schema) -> int:
+    return schema.serialize().size
+
+
+@lru_cache(maxsize=64)
 def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
     columns = [column.combine_chunks() for column in schema.empty_table().columns]
     return pa.RecordBatch.from_arrays(columns, schema=schema)

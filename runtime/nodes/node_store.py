@@ -32,6 +32,7 @@ import psutil
 from ...errors import HeadwaterError
 from ...lineage.owner import Owner, this_process
 from ..task import PartitionResult
+from .apart import place_apart
 from .inventory import FolderIndex
 from .links import bytes_of, remove_name
 from .scratch_file import DRAFT_NAME, ScratchFile, Space, draft_of
@@ -79,6 +80,7 @@ class NodeStore:
         self.root = Path(root).absolute()
         self._runs, self.kept = self.root / "runs", self.root / "kept"
         self._runs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place_apart(self._runs)
         #: the node's id, the same in every process that uses this folder
         self.node: str = _identify(self.root)
         self.space = Space(self.root, f"node {self.node[:8]}", quota_bytes)

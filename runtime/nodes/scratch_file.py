@@ -84,7 +84,7 @@ class Space:
         size, quota = draft.stat().st_size, self._bound(quota_bytes)
         for _ in self._tries(size - reserved, quota):
             with self.ledger.locked() as balance:
-                replaced = target.stat().st_size if target.exists() else 0
+                replaced = _size_of(target)
                 if balance.fits(size - reserved - replaced, quota):
                     os.replace(draft, target)
                     balance.promise(-reserved)
@@ -144,7 +144,7 @@ class ScratchFile:
 
     def __init__(self, space: Space, target: Path, quota_bytes: int | None = None):
         self.space, self._target, self._quota = space, target, quota_bytes
-        self._reserved = 0
+        self._reserved, self._published = 0, False
         self.path = target.relative_to(space.root).as_posix()
         self.draft = draft_of(target)
         self.stream = pa.BufferedOutputStream(pa.OSFile(str(self.draft), "wb"), _BUFFER_BYTES)
@@ -193,7 +193,7 @@ class ScratchFile:
         """
         size = self._close()
         self.space.publish(self.draft, self._target, self._reserved, self._quota)
-        self._reserved = 0
+        self._reserved, self._published = 0, True
         return size
 
     def discard(self) -> None:
@@ -201,7 +201,8 @@ class ScratchFile:
         if not self.stream.closed:
             with suppress(OSError):
                 self.stream.close()
-        self.draft.unlink(missing_ok=True)
+        if not self._published:
+            self.draft.unlink(missing_ok=True)
         self.space.ledger.release(self._reserved)
         self._reserved = 0
 
@@ -209,3 +210,11 @@ class ScratchFile:
         with self.space.full_disk_explained():
             self.stream.close()
         return self.draft.stat().st_size
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
