@@ -50,6 +50,9 @@ MOST_KEYS = 0.5
 #: what a model is expected to take, in bytes: little beside the rows it is made from
 MODEL_BYTES = 1 << 20
 
+#: comparing a row's key takes the time of moving so many bytes, so narrow rows make smaller partitions
+_KEY_BYTES = 80
+
 
 @dataclass
 class Lowering:
@@ -205,7 +208,7 @@ def lower_distinct(low: Lowering, node: Distinct, below: Fragment) -> Fragment:
         partial = low.builder.step(
             kernel, [below], node.schema, _map_side(node), size, "distinct", known=below.known
         )
-        below = low.builder.grouped(partial, keys, low.count(size.bytes))
+        below = low.builder.grouped(partial, keys, low.count(max(size.bytes, size.rows * _KEY_BYTES)))
     done = low.builder.step(kernel, [below], node.schema, node.key, size, "distinct", known=below.known)
     return replace(done, open=below.open)
 
