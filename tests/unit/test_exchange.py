@@ -117,6 +117,15 @@ def test_spilling_changes_nothing_but_the_memory(store: NodeStore) -> None:
     assert store.space.used_bytes() == path.stat().st_size + held_path.stat().st_size
 
 
+def test_rows_that_just_fill_the_memory_are_written_once(store: NodeStore) -> None:
+    """Nothing is put aside before there is more to hold."""
+    memory = 4 << 20
+    table = sample(memory * 3 // 4 // sample(1000, 5).nbytes * 1000 + 20_000, 5)
+    most = cut(store, [table], table.schema, ByColumn(5), memory=memory, attempt=0)[0]
+    more = cut(store, [table, table[:1]], table.schema, ByColumn(5), memory=memory, attempt=1)[0]
+    assert (most.spilled_bytes, more.spilled_bytes > 0) == (0, True)
+
+
 def test_memory_stays_within_its_bound(store: NodeStore) -> None:
     peak = 0
 
