@@ -7,19 +7,21 @@ the order of the stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
+from ...ops.kernel import MORSEL_ROWS
 from ...ops.morsels import gather
 from ...ops.partitioner import Partitioner
 from ..nodes.block_index import BlockLabel, encode
 from ..nodes.blocks import BlockWriter, map_range, read_segment
 from ..nodes.scratch_file import ScratchFile
-from .recut import joined, recut, rows_only
+from .recut import MORSEL_BYTES, bytes_between, joined, recut, rows_only
 
 #: least memory, in bytes, that is worth sorting at once
 _LEAST_CHUNK = 1 << 20
@@ -71,14 +73,14 @@ def write_block(
     count = 1 if partitioner is None else partitioner.count
     writer = BlockWriter(file, schema, count)
     with ExitStack() as runs_on_disk:
+        pieces: Iterator[tuple[int, pa.Table]]
         if partitioner is None or count == 1:
-            segments, cutter = iter([(0, stream)]), None
+            pieces, cutter = ((0, table) for table in recut(stream, schema)), None
         else:
             cutter = _Cutter(schema, partitioner, partition, memory_bytes, spill, runs_on_disk)
-            segments = cutter.cut(stream)
-        for segment, rows in segments:
-            for table in recut(rows, schema):
-                writer.write(segment, table)
+            pieces = cutter.cut(stream)
+        for segment, table in pieces:
+            writer.write(segment, table)
         offsets, counts = writer.finish_segments()
         writer.close(encode(label(), offsets, counts) if label else None)
     return BlockIndex(offsets, counts, cutter.spilled_bytes if cutter else 0)
@@ -90,6 +92,11 @@ class _HeldRun:
 
     table: pa.Table
     bounds: np.ndarray
+
+    @cached_property
+    def batch(self) -> pa.RecordBatch:
+        """The rows as a batch, of which slices cost less."""
+        return self.table.to_batches()[0]
 
     def segment(self, index: int) -> Iterator[pa.Table]:
         start, stop = int(self.bounds[index]), int(self.bounds[index + 1])
@@ -128,8 +135,8 @@ class _Cutter:
         self._runs: list[_HeldRun | _SpilledRun] = []
         self.spilled_bytes = 0
 
-    def cut(self, stream: Iterator[pa.Table]) -> Iterator[tuple[int, Iterator[pa.Table]]]:
-        """Take the whole stream in, then yield each segment and its rows."""
+    def cut(self, stream: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+        """Take the whole stream in, then yield each segment's rows as morsels, with the segment's number."""
         tables: list[pa.Table] = []
         ids: list[np.ndarray] = []
         offset = pending = held = 0
@@ -145,8 +152,7 @@ class _Cutter:
                 tables, ids, pending = [], [], 0
         if tables:
             self._sort(tables, ids)
-        for segment in range(self._partitioner.count):
-            yield segment, self._merged(segment)
+        yield from self._merged(self._runs)
 
     @property
     def _id_type(self) -> type[np.unsignedinteger]:
@@ -161,7 +167,8 @@ class _Cutter:
             table = gather(joined(tables, self._schema), order)
         else:
             table = rows_only(len(segment_of))
-        self._runs.append(_HeldRun(table, bounds))
+        if table.num_rows:
+            self._runs.append(_HeldRun(table, bounds))
         return table.nbytes
 
     def _put_aside(self) -> None:
@@ -171,14 +178,36 @@ class _Cutter:
         held, self._runs = self._runs[first:], self._runs[:first]
         file = self._files.enter_context(self._spill())
         writer = BlockWriter(file, self._schema, self._partitioner.count)
-        for segment in range(self._partitioner.count):
-            rows = (table for run in held for table in run.segment(segment))
-            for table in recut(rows, self._schema):
-                writer.write(segment, table)
+        for segment, table in self._merged(held):
+            writer.write(segment, table)
         offsets, _ = writer.close()
         self.spilled_bytes += file.finish()
         start, stop = int(offsets[0]), int(offsets[-1])
         self._runs.append(_SpilledRun(map_range(file.draft, start, stop - start), offsets, self._schema))
 
-    def _merged(self, segment: int) -> Iterator[pa.Table]:
-        return (table for run in self._runs for table in run.segment(segment))
+    def _merged(self, runs: Sequence[_HeldRun | _SpilledRun]) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the rows of each segment, those of earlier runs first, as morsels."""
+        held = [run for run in runs if isinstance(run, _HeldRun) and self._schema.names]
+        small = _one_morsel(held) if held and len(held) == len(runs) else None
+        for segment in range(self._partitioner.count):
+            if small is None or not small[segment]:
+                rows = (table for run in runs for table in run.segment(segment))
+                yield from ((segment, table) for table in recut(rows, self._schema))
+                continue
+            bounds = ((run.batch, int(run.bounds[segment]), int(run.bounds[segment + 1])) for run in held)
+            pieces = [batch.slice(start, stop - start) for batch, start, stop in bounds if stop > start]
+            if pieces:
+                whole = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
+                yield segment, pa.Table.from_batches([whole])
+
+
+def _one_morsel(runs: Sequence[_HeldRun]) -> np.ndarray | None:
+    """Which segments `recut` would leave in one piece, told for all at once; None if it has to look itself."""
+    rows = np.zeros(len(runs[0].bounds) - 1, dtype=np.int64)
+    bytes = np.zeros_like(rows)
+    for run in runs:
+        if (size := bytes_between(run.batch, run.bounds)) is None:
+            return None
+        rows += np.diff(run.bounds)
+        bytes += size
+    return (rows <= MORSEL_ROWS) & (bytes < MORSEL_BYTES)

@@ -86,6 +86,33 @@ def value_bytes(table: pa.Table) -> int:
     return _measure(table.schema)(table)
 
 
+def bytes_between(batch: pa.RecordBatch, bounds: np.ndarray) -> np.ndarray | None:
+    """Bytes of the values of consecutive slices, as `value_bytes` counts them.
+
+    Args:
+        batch: the rows.
+        bounds: where slices begin, and where the last ends; shape (n + 1,), ascending.
+
+    Returns:
+        Shape (n,), int64; None if a column's type needs its values looked at.
+
+    Example:
+        >>> batch = pa.record_batch({"x": pa.array([1, 2, 3], pa.int16()), "s": ["a", "bcd", ""]})
+        >>> bytes_between(batch, np.array([0, 2, 3])).tolist()
+        [8, 2]
+    """
+    total = np.zeros(len(bounds) - 1, dtype=np.int64)
+    for array in batch.columns:
+        if (size := _fixed_bytes(array.type)) is not None:
+            total += size * np.diff(bounds)
+        elif (pa.types.is_string(array.type) or pa.types.is_binary(array.type)) and len(array):
+            offsets = np.frombuffer(array.buffers()[1], dtype=np.int32)
+            total += np.diff(offsets[bounds + array.offset])
+        elif len(array):
+            return None
+    return total
+
+
 @lru_cache(64)
 def _measure(schema: pa.Schema) -> Callable[[pa.Table], int]:
     """`value_bytes` for tables of a schema; only columns whose values vary in size are looked at."""

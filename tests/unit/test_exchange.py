@@ -14,7 +14,7 @@ from headwater.ops.partitioner import HashPartitioner, Partitioner, RoundRobinPa
 from headwater.runtime.nodes.blocks import map_range, read_segment
 from headwater.runtime.nodes.node_store import NodeStore
 from headwater.runtime.workers.exchange import BlockIndex, write_block
-from headwater.runtime.workers.recut import rows_only
+from headwater.runtime.workers.recut import recut, rows_only
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,17 @@ def test_spilling_changes_nothing_but_the_memory(store: NodeStore) -> None:
     assert batches(path) == batches(held_path)
     assert put_aside.rows.tolist() == held.rows.tolist()
     assert store.space.used_bytes() == path.stat().st_size + held_path.stat().st_size
+
+
+@pytest.mark.parametrize("count", [5, 50])
+def test_segments_are_cut_as_any_stream_is(store: NodeStore, count: int) -> None:
+    table = sample(400_000, count)
+    tables = [table[start : start + 20_000] for start in range(0, 400_000, 20_000)]
+    _, path = cut(store, tables, table.schema, ByColumn(count), memory=64 << 20)
+    whole = expected(table, count)
+    cut_alone = [piece for rows in whole for piece in recut(iter([rows]), table.schema)]
+    assert [batch.num_rows for batch in batches(path)] == [piece.num_rows for piece in cut_alone]
+    assert pa.Table.from_batches(batches(path)) == pa.concat_tables(whole)
 
 
 def test_rows_that_just_fill_the_memory_are_written_once(store: NodeStore) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater.runtime.workers.recut import recut, rows_only, value_bytes
+from headwater.runtime.workers.recut import bytes_between, recut, rows_only, value_bytes
 
 ROWS = pa.table(
     {
@@ -43,6 +43,19 @@ def test_bounds_don_t_depend_on_the_pieces(cuts: list[int], max_rows: int, max_b
 @given(st.lists(st.integers(0, 200)))
 def test_bytes_of_pieces_add_up(cuts: list[int]) -> None:
     assert sum(map(value_bytes, pieces(ROWS, cuts))) == value_bytes(ROWS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 150)), st.integers(0, 50))
+def test_bytes_of_consecutive_slices_are_those_of_each(cuts: list[int], begin: int) -> None:
+    bounds = np.array([0, *sorted(cuts), 150])
+    (batch,) = ROWS.select(["x", "s", "b"]).slice(begin, 150).to_batches()
+    each = [value_bytes(pa.Table.from_batches([batch[a:b]])) for a, b in pairwise(bounds)]
+    assert bytes_between(batch, bounds).tolist() == each
+
+
+def test_bytes_of_nested_values_are_not_told_for_all_slices_at_once() -> None:
+    assert bytes_between(ROWS.select(["x", "l"]).to_batches()[0], np.array([0, 200])) is None
 
 
 def test_a_morsel_ends_with_the_row_that_makes_it_large() -> None:
