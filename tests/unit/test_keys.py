@@ -156,7 +156,7 @@ def tokens_of(folder, lead="", **changes):
         ({"helped": 9}, {"module"}),
         ({"lead": "\n\n# moved down\n"}, set()),
     ],
-    ids=str,
+    ids=["limit", "factor", "scale", "default", "captured", "helped", "lead"],
 )
 def test_tokens_change_with_what_they_use_and_no_more(tmp_path, change, affected):
     one, two = tmp_path / "one", tmp_path / "two"
