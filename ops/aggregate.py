@@ -120,6 +120,8 @@ def state_schema(
 #: a partial aggregation hands its states on when they hold more than this; fixed, as it decides which
 #: float sums are added first
 _FLUSH_BYTES = 64 << 20
+#: states that are held before they are merged for the first time: of fewer rows, often all keys differ
+_FIRST_MERGE = 4 * MORSEL_ROWS
 #: merging states is given up when it leaves more than this fraction of them
 _FUTILE = 0.9
 
@@ -140,7 +142,7 @@ class PartialAggregateKernel(Kernel):
 
     def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
         held: list[pa.Table] = []
-        rows, limit, futile = 0, MORSEL_ROWS, False
+        rows, limit, futile = 0, _FIRST_MERGE, False
         for table in rechunk(inputs[0]):
             states = self._reduce(table)
             if futile:
@@ -157,7 +159,7 @@ class PartialAggregateKernel(Kernel):
                 held, rows = [], 0
             else:
                 held, rows = [merged], merged.num_rows
-            limit = 2 * rows + MORSEL_ROWS
+            limit = 2 * rows + _FIRST_MERGE
         if held:
             yield self._merge(held)
 
