@@ -4,6 +4,7 @@
 # make bench   fourteen workloads beside Dask DataFrame, PySpark, Ray Data, DuckDB, Polars and Daft; exchanges; planning.
 #              Everything is installed in .venv-bench; PySpark needs Java
 # make bench-recovery   what killed nodes, slow workers and a killed scheduler cost, beside Dask DataFrame
+# make bench-scaling   four times the rows under one memory limit, a second worker, a combiner, PageRank on links that lie right
 # make bench-training   a training step and kills beside PyTorch's DDP, and the RDD paper's experiments
 # make chaos   pipelines under random schedules of faults, compared byte by byte: 200 with shuffles, 100 that train,
 #              and 25 that train with sharded optimizer state
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 BENCH := .venv-bench
 WORKERS ?= 4
 
-.PHONY: demo test test-fast check format bench bench-recovery bench-training chaos clean
+.PHONY: demo test test-fast check format bench bench-recovery bench-training bench-scaling chaos clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -71,6 +72,11 @@ bench-recovery: $(BENCH)/.installed
 	$(BENCH)/bin/python benchmarks/backups.py
 	$(BENCH)/bin/python benchmarks/overhead.py
 	$(BENCH)/bin/python benchmarks/loop.py
+
+bench-scaling: $(BENCH)/.installed
+	$(BENCH)/bin/python benchmarks/scaling.py
+	$(BENCH)/bin/python benchmarks/combiner.py
+	$(BENCH)/bin/python benchmarks/pagerank.py
 
 bench-training: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/training.py
