@@ -230,6 +230,10 @@ class Session:
             return InlineExecutor(
                 self._workers, scratch=self._scratch, quota_bytes=self._quota, kept_bytes=self._kept
             )
+        if self.address is None:
+            from .runtime.fork_server import warm_up
+
+            warm_up()  # before Dask is imported here, so that both go on at once
         from .runtime.cluster import open_executor
 
         return open_executor(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,17 @@ from urllib.parse import urlsplit
 
 import dask
 from dask.utils import parse_bytes
-from distributed import Client, LocalCluster, Worker, WorkerPlugin
+from distributed import Client, LocalCluster
 from distributed.versions import VersionMismatchWarning
 
 from ..errors import ClusterError, ParameterError
 from .dask_executor import DaskExecutor
 from .executor import Executor
+from .fork_server import warm_up
 from .nodes.private_scratch import adopt_private_scratch, make_private_scratch
 from .spawn import keep_main_out_of_workers
 from .versions import check_versions
+from .workers.interrupts import LeaveInterrupts
 from .workers.memory_watch import MemoryWatch, read_peak
 
 _PROTOCOLS = ("tcp", "tls", "ucx", "ucxx", "ws", "wss", "inproc")
@@ -58,16 +60,6 @@ class HeadwaterCluster(LocalCluster):
                 shutil.rmtree(self.scratch_to_remove, ignore_errors=True)
 
 
-class LeaveInterrupts(WorkerPlugin):
-    """Makes workers deaf to Ctrl-C, which a terminal sends to every process; the driver stops them."""
-
-    name = "headwater-leave-interrupts"
-
-    def setup(self, worker: Worker) -> None:
-        """Called in the main thread of each worker process as it starts."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def start_local(
     workers: int = 4,
     threads_per_worker: int = 1,
@@ -103,7 +95,10 @@ def start_local(
     cluster: HeadwaterCluster | None = None
     keep_main_out_of_workers()
     try:
-        with dask.config.set(CONFIG):
+        forked = (
+            {"distributed.worker.multiprocessing-method": "forkserver"} if processes and warm_up() else {}
+        )
+        with dask.config.set({**CONFIG, **forked}):
             cluster = HeadwaterCluster(
                 n_workers=workers,
                 threads_per_worker=threads_per_worker,
@@ -113,7 +108,8 @@ def start_local(
                 scheduler_kwargs={"dashboard": dashboard},
                 local_directory=str(root / "dask"),
                 silence_logs=logging.CRITICAL,
-                **({"env": {"HEADWATER_SCRATCH": str(root)}} if processes else {}),
+                # a fork has the server's environment, which may be older than this process's
+                **({"env": {**os.environ, "HEADWATER_SCRATCH": str(root)}} if processes else {}),
             )
             cluster.scratch, cluster.scratch_to_remove = root, own
             client = Client(cluster, set_as_default=False)
