@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,31 @@ def leaf_ranges(operator: Operator, count: int, start: int = 0) -> Iterator[Leaf
             start += branch_count
     else:
         yield LeafRange(operator, start, start + count)
+
+
+class LeavesByPartition:
+    """Which leaves each partition of a stage reads, found without looking at all: a union may have thousands.
+
+    Example:
+        >>> leaves = LeavesByPartition([LeafRange("a", 0, 2), LeafRange("b", 0, 3), LeafRange("c", 3, 4)])
+        >>> [[reads.leaf for reads in leaves.of(partition)] for partition in range(4)]
+        [['a', 'b'], ['a', 'b'], ['b'], ['c']]
+    """
+
+    def __init__(self, ranges: Sequence[LeafRange]):
+        begin: dict[int, list[LeafRange]] = {}
+        for reads in ranges:
+            begin.setdefault(reads.start, []).append(reads)
+        self._starts = sorted({0, *begin, *(reads.stop for reads in ranges)})
+        self._leaves: list[tuple[LeafRange, ...]] = []
+        active: list[LeafRange] = []
+        for start in self._starts:
+            active = [reads for reads in active if reads.stop > start] + begin.get(start, [])
+            self._leaves.append(tuple(active))
+
+    def of(self, partition: int) -> tuple[LeafRange, ...]:
+        """The leaves of one partition, with their ranges."""
+        return self._leaves[bisect_right(self._starts, partition) - 1]
 
 
 def lineage_of(plan: PhysicalPlan) -> LineageGraph:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from ..lineage.stream_fingerprint import agree
 from ..ops.training.train import TrainKernel
 from ..planner.plan import BlockLeaf, BroadcastLeaf, ScanLeaf, ShuffleLeaf, Stage, all_kernels
-from .stage_inputs import leaf_ranges
+from .stage_inputs import LeavesByPartition, leaf_ranges
 from .task import Block, Metrics, PartitionInput, PartitionResult, Segment, Task
 
 
@@ -51,6 +51,7 @@ class StageRun:
         self.is_output = is_output
         self.state = StageState.WAITING
         self.ranges = tuple(leaf_ranges(stage.operator, count))
+        self.reads = LeavesByPartition(self.ranges)
         self.parents = stage.parents
         self.exchange = stage.exchange
         #: whether its one task is a training, which takes long
@@ -321,9 +322,7 @@ def fan_in(run: StageRun, runs: list[StageRun]) -> int:
 def partition_input(run: StageRun, partition: int, runs: list[StageRun]) -> PartitionInput:
     """Name the splits and segments that a partition reads; segments in map order, empty ones left out."""
     slots: dict[int, object] = {}
-    for leaves in run.ranges:
-        if not leaves.holds(partition):
-            continue
+    for leaves in run.reads.of(partition):
         leaf, local = leaves.leaf, partition - leaves.start
         if isinstance(leaf, ScanLeaf):
             slots[leaf.slot] = run.stage.splits[leaf.slot][local]
