@@ -29,7 +29,7 @@ with suppress(Exception):  # a worker then imports it itself, and says what is w
         ),
         *("headwater.ops.sort", "headwater.ops.union", "headwater.ops.write"),
         *("headwater.runtime.workers.interrupts", "headwater.runtime.workers.memory_watch"),
-        "headwater.runtime.workers.worker_plugin",
+        *("headwater.runtime.workers.worker_plugin", "headwater.runtime.workers.worker_runtime"),
     ):
         import_module(name)
     os.register_at_fork(after_in_child=numpy.random.seed)  # else all workers would draw the same numbers

@@ -29,7 +29,8 @@ from ...errors import ParameterError
 from ..cluster import CONFIG, _address
 from ..nodes.node_store import default_scratch
 from .handover import Handover, announce, hand_over, one_at_a_time
-from .worker_plugin import HeadwaterWorkerPlugin, WorkerRuntime, runtime_of
+from .worker_plugin import HeadwaterWorkerPlugin, runtime_of
+from .worker_runtime import WorkerRuntime
 
 #: exit code of a host that found no scheduler within its grace
 NO_SCHEDULER = 3

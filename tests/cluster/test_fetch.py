@@ -35,11 +35,11 @@ from headwater.runtime.workers.fetch import Fetcher, FetchOptions, Relocate
 from headwater.runtime.workers.relocation import pack_segments
 from headwater.runtime.workers.worker_plugin import (
     HeadwaterWorkerPlugin,
-    WorkerRuntime,
     execute,
     pack_program,
     runtime_of,
 )
+from headwater.runtime.workers.worker_runtime import WorkerRuntime
 
 pytestmark = pytest.mark.cluster
 

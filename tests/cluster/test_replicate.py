@@ -20,7 +20,7 @@ from headwater.runtime.task import Block, PartitionResult
 from headwater.runtime.workers.exchange import write_block
 from headwater.runtime.workers.fetch import FetchOptions
 from headwater.runtime.workers.kept_service import unpack_kept
-from headwater.runtime.workers.worker_plugin import WorkerRuntime
+from headwater.runtime.workers.worker_runtime import WorkerRuntime
 
 pytestmark = pytest.mark.cluster
 
