@@ -268,4 +268,6 @@ def _rows_where(table: pa.Table, mask: np.ndarray) -> pa.Table:
     kept = np.count_nonzero(mask)
     if kept == len(mask):
         return table
-    return table.take(pa.array(np.flatnonzero(mask))) if 4 * kept < len(mask) else table.filter(pa.array(mask))
+    return (
+        table.take(pa.array(np.flatnonzero(mask))) if 4 * kept < len(mask) else table.filter(pa.array(mask))
+    )
