@@ -20,9 +20,6 @@ from .task import Task
 BANDWIDTH = 400e6
 #: entries of a queue that a thief looks at
 STEAL_SCAN = 64
-#: seconds from which a task isn't put behind another one if it is among the last: another worker may be free sooner,
-#: and the driver answers in much less
-HELD_SECONDS = 0.03
 #: a worker that takes so many times longer than others is slow: it gets nothing that others would do sooner
 SLOW = 2.0
 
@@ -331,16 +328,9 @@ class Placement:
         heads = [
             (task.priority, queue, task)
             for queue in (self._by_node.get(worker.node), self._anywhere)
-            if queue is not None
-            and (task := queue.peek()) is not None
-            and (worker.idle or not self._is_held(task, worker))
+            if queue is not None and (task := queue.peek()) is not None and (worker.idle or not task.long)
         ]
         return min(heads, key=lambda head: head[0])[1:] if heads else None
-
-    def _is_held(self, task: TaskRun, worker: WorkerSlots) -> bool:
-        """Whether a task waits until a thread is free, rather than behind what a worker runs."""
-        last = self.waiting <= self.threads and self.threads > worker.threads
-        return task.long or (last and task.seconds > HELD_SECONDS)
 
     def _steal(self, worker: WorkerSlots) -> tuple[_Queue, TaskRun] | None:
         if not worker.idle:

@@ -254,7 +254,7 @@ def test_tasks_go_to_the_node_with_most_of_their_bytes():
 
 def test_splits_with_hosts_are_read_there():
     hosts = [("a",), ("b",), ("b",), ("a",)]
-    plan = PhysicalPlan((scan(0, [4 * MB] * 4, hosts=hosts),), {"out": 0})
+    plan = PhysicalPlan((scan(0, [64 * MB] * 4, hosts=hosts),), {"out": 0})
     cluster = Cluster(plan)
     cluster.join(("w1", "a"), ("w2", "b"))
     placed = {i.task.partitions[0].index: cluster.workers[i.worker] for i in cluster.of(Launch)}

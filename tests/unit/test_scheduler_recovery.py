@@ -576,21 +576,6 @@ def test_a_block_of_a_varying_stage_counts_only_if_its_bytes_are_known():
 # -- backups ------------------------------------------------------------------------------------
 
 
-def test_the_last_long_tasks_wait_for_whoever_is_free_first():
-    plan = PhysicalPlan((scan(0, 6),), {"out": 0})
-    hand = Hand(plan, ("w1", "a"), ("w2", "b"))
-    assert len(hand.running) == 4  # two run, and two are behind them
-    assert hand.scheduler.placement.waiting == 2
-    for _ in range(2):
-        quick = next(i.task for i in hand.running.values() if i.worker == "w1")
-        hand.finish(quick)
-    assert [i.worker for i in hand.running.values()].count("w1") == 1  # w2 still has one behind its own
-    assert hand.scheduler.placement.waiting == 1
-    while hand.running:
-        hand.finish(next(i.task for i in hand.running.values()))
-    assert hand.scheduler.finished
-
-
 def slow_run(sink: Sink | None = None) -> tuple[Hand, Task]:
     """Eight tasks on two workers; the one on w2 is late, and nothing else waits."""
     plan = PhysicalPlan((scan(0, 8, sink=sink),), {"out": 0})
@@ -599,10 +584,10 @@ def slow_run(sink: Sink | None = None) -> tuple[Hand, Task]:
     now = 0.0
     while others := [i.task for i in hand.running.values() if i.worker == "w1"]:
         now += 1.0
-        last = len(others) == 1 and not hand.scheduler.placement.waiting
         hand.feed(Tick(now))
         hand.finish(others[0], seconds=1.0)
-        if last:
+        behind = [i.task for i in hand.running.values() if i.worker == "w2" and i.task is not slow]
+        if behind and not others[1:]:
             break
     return hand, slow
 
