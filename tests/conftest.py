@@ -9,6 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# on a busy machine examples are drawn slowly, and few of a small number may be of use: neither is a failure
+settings.register_profile("tests", suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+settings.load_profile("tests")
 
 #: folders in the order in which their files are handed out; the rest comes last
 FOLDERS = ("tests/fault/", "tests/cluster/", "tests/property/")

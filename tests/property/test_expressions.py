@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater.ops.expressions import col, lit, when
@@ -121,7 +121,7 @@ def test_folding_changes_neither_type_nor_values(table: pa.Table, expr: Expr) ->
     assert fold_constants(folded, SCHEMA).token == folded.token
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(deadline=None, max_examples=25)
 @given(tables(), numbers, numbers)
 def test_substitution_is_projection(table: pa.Table, inner: Expr, outer: Expr) -> None:
     projected = table.set_column(0, "i", evaluate_column(inner, table))
