@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cloudpickle
@@ -31,8 +31,8 @@ def slow(batch):
     return batch
 
 
-def pipeline() -> hw.Dataset:
-    rows = hw.range(ROWS, partitions=PARTITIONS).map_batches(slow, schema={"id": "int64"})
+def pipeline(function: Callable = slow) -> hw.Dataset:
+    rows = hw.range(ROWS, partitions=PARTITIONS).map_batches(function, schema={"id": "int64"})
     keyed = rows.with_columns(key=hw.col("id") % 97)
     return keyed.group_by("key").agg(n=hw.count(), total=hw.sum("id")).sort("key")
 
@@ -48,12 +48,25 @@ def check(table) -> None:
 
 
 def test_adapt_grows_and_shrinks_a_cluster_under_runs(tmp_path: Path):
+    grown = tmp_path / "grown"
+
+    def slow_at_first(batch):
+        """After a quarter of the rows, wait for somebody else to come."""
+        deadline = time.monotonic() + 60
+        while ROWS // 4 in batch["id"] and not grown.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return slow(batch)
+
+    def observe(snapshot) -> None:
+        if snapshot.workers > 1:
+            grown.touch()
+
     cluster, client = start_local(1, scratch=tmp_path / "scratch")
-    seen: set[int] = set()
     with cluster, client:
         cluster.adapt(minimum=1, maximum=3, interval="50ms", wait_count=2)
-        with hw.Session(cluster.scheduler_address, progress=lambda s: seen.add(s.workers)) as session:
-            first = pipeline().compute(session)
+        with hw.Session(cluster.scheduler_address, progress=observe) as session:
+            first = pipeline(slow_at_first).compute(session)
+            assert grown.exists()
             deadline = time.monotonic() + 60
             while len(client.scheduler_info()["workers"]) > 1 and time.monotonic() < deadline:
                 time.sleep(0.05)
@@ -61,7 +74,6 @@ def test_adapt_grows_and_shrinks_a_cluster_under_runs(tmp_path: Path):
             second = session.run({"out": pipeline()})
             check(first)
             check(second.table("out"))
-    assert max(seen) > 1
     assert second.report.recovery.partitions_rerun == {}
 
 
