@@ -172,7 +172,7 @@ def test_workers_that_stop_in_a_task_are_replaced_and_the_rows_are_right(local, 
 
     def stop(batch: dict) -> dict:
         if any(once(token) for token in tokens):
-            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # another thread would take it later
         return {"id": batch["id"], "key": batch["id"] % 10}
 
     heard = Heard(local)
