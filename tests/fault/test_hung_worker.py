@@ -41,32 +41,34 @@ class Heard:
     """The events of a cluster's membership, as a run would be told them."""
 
     def __init__(self, executor: DaskExecutor):
-        self.events: queue.SimpleQueue[WorkerJoined | WorkerLeft] = queue.SimpleQueue()
-        executor.membership.listen(self.events.put)
+        self.joined: queue.SimpleQueue[WorkerJoined] = queue.SimpleQueue()
+        self.left: queue.SimpleQueue[WorkerLeft] = queue.SimpleQueue()
+        executor.membership.listen(self.hear)
         self.pids = {address: info["pid"] for address, info in infos(executor).items()}
 
-    def first(self, kind: type) -> WorkerJoined | WorkerLeft:
-        """Wait for an event of a kind."""
-        deadline = time.monotonic() + WAIT
-        while True:
-            event = self.events.get(timeout=max(0.0, deadline - time.monotonic()))
-            if isinstance(event, kind):
-                return event
+    def hear(self, event: WorkerJoined | WorkerLeft) -> None:
+        """Sort events: who comes in somebody's place may come before it is told that that one left."""
+        if isinstance(event, WorkerJoined):
+            self.joined.put(event)
+        else:
+            self.left.put(event)
+
+    def departure(self) -> WorkerLeft:
+        """Wait for the next one to leave."""
+        return self.left.get(timeout=WAIT)
 
     def newcomer(self) -> WorkerJoined:
         """Wait for a worker that wasn't there at first."""
         while True:
-            event = self.first(WorkerJoined)
+            event = self.joined.get(timeout=WAIT)
             if event.address not in self.pids:
                 return event
 
     def departures(self) -> list[WorkerLeft]:
         """Who left so far."""
         found = []
-        while not self.events.empty():
-            event = self.events.get()
-            if isinstance(event, WorkerLeft):
-                found.append(event)
+        while not self.left.empty():
+            found.append(self.left.get())
         return found
 
 
@@ -180,7 +182,7 @@ def test_workers_that_stop_in_a_task_are_replaced_and_the_rows_are_right(local, 
         rows, _ = totals(session, stop)  # backup tasks may do the work before anybody is given up
     assert rows == EXPECTED
     for _ in range(stops):
-        left = heard.first(WorkerLeft)
+        left = heard.departure()
         assert left.cause is Cause.HUNG
         assert left.silent >= 2.5
         until(lambda pid=heard.pids[left.address]: not psutil.pid_exists(pid))
@@ -233,7 +235,7 @@ def test_all_clients_of_a_stopped_worker_are_told(plain):
         heard = [Heard(executor), Heard(second)]
         stopped = processes[0]
         stopped.send_signal(signal.SIGSTOP)
-        left = [each.first(WorkerLeft) for each in heard]
+        left = [each.departure() for each in heard]
         second.close()
     assert {heard[0].pids[event.address] for event in left} == {stopped.pid}
     assert Cause.HUNG in [event.cause for event in left]  # the slower one may see it die
@@ -248,7 +250,7 @@ def test_worker_that_nothing_is_heard_of_comes_back_as_a_new_one(local):
     beacon.suspend()
     os.kill(pid, signal.SIGSTOP)
     try:
-        left = heard.first(WorkerLeft)
+        left = heard.departure()
     finally:
         os.kill(pid, signal.SIGCONT)
         beacon.resume()
@@ -274,7 +276,7 @@ def test_driver_that_is_cut_off_blames_nobody(local, monkeypatch):
         os.kill(pid, signal.SIGSTOP)
         until(lambda: len(asked) >= 2)
         assert heard.departures() == []
-    assert heard.first(WorkerLeft).cause is Cause.UNREACHABLE  # now it is only the worker
+    assert heard.departure().cause is Cause.UNREACHABLE  # now it is only the worker
     os.kill(pid, signal.SIGKILL)
 
 
@@ -288,7 +290,7 @@ def test_beacon_that_dies_alone_takes_nobody_along(local):
     until(lambda: any(c.status == psutil.CONN_ESTABLISHED for c in second.net_connections()))
     assert heard.departures() == []
     os.kill(pid, signal.SIGSTOP)  # the new beacon is heeded
-    assert heard.first(WorkerLeft).cause is Cause.HUNG
+    assert heard.departure().cause is Cause.HUNG
 
 
 def test_driver_that_was_held_up_itself_blames_nobody(local):
