@@ -5,9 +5,6 @@ import pytest
 
 from headwater.ops import optim
 
-pytestmark = pytest.mark.gpu
-cupy = pytest.importorskip("cupy")
-
 RNG = np.random.default_rng(0)
 PARAMS = {"w": RNG.normal(size=(300, 40)), "b": RNG.normal(size=40)}
 GRADS = [{name: RNG.normal(size=array.shape) for name, array in PARAMS.items()} for _ in range(5)]
@@ -37,12 +34,12 @@ def fitted(optimizer, xp):
     ],
     ids=repr,
 )
-def test_optimizers_agree(optimizer):
-    expected, result = fitted(optimizer, np), fitted(optimizer, cupy)
+def test_optimizers_agree(optimizer, xp):
+    expected, result = fitted(optimizer, np), fitted(optimizer, xp)
     for name in PARAMS:
         np.testing.assert_allclose(result[name].get(), expected[name], rtol=1e-12, atol=1e-13)
 
 
-def test_norms_have_the_same_bits():
-    on_device = {name: cupy.array(array) for name, array in PARAMS.items()}
+def test_norms_have_the_same_bits(xp):
+    on_device = {name: xp.array(array) for name, array in PARAMS.items()}
     assert optim.global_norm(on_device) == optim.global_norm(PARAMS)

@@ -1,0 +1,130 @@
+"""A stand-in for CuPy, to test device code where there is no device.
+
+Arrays are NumPy's behind a wrapper that refuses what CuPy refuses; kernels are compiled for the CPU and run
+thread by thread (``emulator.h``). Only names that CuPy has are found, and of these those that NumPy has too.
+To use it, put this folder's parent at the front of the module path.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import cuda as cuda
+from .arrays import ndarray as ndarray
+from .arrays import transfers as transfers
+from .arrays import unwrap, wrap, wrapped
+from .compiler import Library
+
+__version__ = "14.0.0"
+_NAMES = frozenset(Path(__file__).with_name("names.txt").read_text().split())
+
+
+def asarray(a: Any, dtype: Any = None, order: str | None = None, *, blocking: bool = False) -> ndarray:
+    """Copy to the device, unless it is there."""
+    if isinstance(a, ndarray):
+        return ndarray(np.asarray(a._data, dtype))
+    if isinstance(a, list | tuple) and any(isinstance(item, ndarray) for item in a):
+        return ndarray(np.asarray(unwrap(a), dtype))
+    host = np.asarray(a, dtype)
+    if host.dtype.kind not in "biufc":
+        raise ValueError(f"Unsupported dtype {host.dtype}")
+    transfers["to_device"] += host.nbytes
+    return ndarray(host.copy())
+
+
+def array(obj: Any, dtype: Any = None, copy: bool = True, **options: Any) -> ndarray:
+    """Copy to the device."""
+    made = asarray(obj, dtype)
+    return ndarray(made._data.copy()) if copy else made
+
+
+def ascontiguousarray(a: Any, dtype: Any = None) -> ndarray:
+    """As NumPy's, on the device."""
+    return ndarray(np.ascontiguousarray(asarray(a, dtype)._data))
+
+
+def asnumpy(a: Any, stream: Any = None, order: str = "C", out: Any = None, **options: Any) -> np.ndarray:
+    """Copy to the host."""
+    return a.get(out=out) if isinstance(a, ndarray) else np.asarray(a)
+
+
+def get_array_module(*args: Any) -> Any:
+    """Return this module for arrays of the device, else NumPy."""
+    import cupy
+
+    return cupy if any(isinstance(arg, ndarray) for arg in args) else np
+
+
+def from_dlpack(array: Any) -> ndarray:
+    """Take an array over without a copy."""
+    return ndarray(np.from_dlpack(array))
+
+
+def lexsort(keys: ndarray) -> ndarray:
+    """Order by the last row of a matrix first; CuPy takes no tuples here."""
+    if not isinstance(keys, ndarray):
+        raise TypeError("keys must be an array")
+    return ndarray(np.lexsort(keys._data))
+
+
+def argsort(a: ndarray, axis: int = -1, kind: str | None = None) -> ndarray:
+    """As CuPy's, stable."""
+    return ndarray(np.argsort(unwrap(a), axis=axis, kind="stable"))
+
+
+def repeat(a: Any, repeats: int | list[int], axis: int | None = None) -> Any:
+    """Counts come from the host, in CuPy."""
+    if isinstance(repeats, ndarray):
+        raise TypeError("repeats must be an int or a list")
+    return wrap(np.repeat(unwrap(a), repeats, axis))
+
+
+def unique(
+    ar: ndarray, return_index: bool = False, return_inverse: bool = False, return_counts: bool = False
+) -> Any:
+    """As NumPy's."""
+    return wrap(np.unique(unwrap(ar), return_index, return_inverse, return_counts))
+
+
+class RawModule:
+    """Compiles a source and finds its kernels."""
+
+    def __init__(self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc", **others: Any):
+        self._library = Library(code, tuple(options))
+
+    def get_function(self, name: str) -> Any:
+        """Return a kernel: called with a grid, a block and arguments."""
+        library = self._library
+        if name not in library.signatures:
+            raise AttributeError(f"no kernel {name!r}; there are {sorted(library.signatures)}")
+
+        def call(
+            grid: tuple[int, ...], block: tuple[int, ...], args: Any, *, shared_mem: int = 0, **options: Any
+        ) -> None:
+            if shared_mem:
+                raise NotImplementedError("shared memory of a size known at launch isn't emulated")
+            plain = []
+            for arg in args:
+                if isinstance(arg, np.ndarray):
+                    raise TypeError("a kernel got an array of the host")
+                if isinstance(arg, ndarray) and not arg._data.flags.c_contiguous:
+                    raise TypeError("a kernel got an array with gaps")
+                plain.append(arg._data if isinstance(arg, ndarray) else arg)
+            library.launch(name, tuple(map(int, grid)), tuple(map(int, block)), plain)
+
+        return call
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES or not hasattr(np, name):
+        raise AttributeError(f"cupy has no {name!r} here")
+    value = getattr(np, name)
+    if isinstance(value, type) or not callable(value):
+        return value
+    return wrapped(value)
+
+
+newaxis = None

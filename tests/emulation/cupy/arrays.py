@@ -1,0 +1,194 @@
+"""ndarray: an array that stands for one on a device; NumPy's arrays and it don't mix, as with CuPy's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+class ndarray:
+    """Wraps a NumPy array; what CuPy refuses is refused: implicit copies to the host, and NumPy operands.
+
+    ``transfers`` counts what crossed between host and device, as bytes by direction.
+    """
+
+    __array_priority__ = 100
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, data: np.ndarray):
+        self._data = data
+
+    def get(
+        self, stream: Any = None, order: str = "C", out: np.ndarray | None = None, blocking: bool = True
+    ) -> np.ndarray:
+        transfers["to_host"] += self._data.nbytes
+        if out is not None:
+            out[...] = self._data
+            return out
+        return self._data.copy()
+
+    def set(self, data: np.ndarray, stream: Any = None) -> None:
+        if (
+            not isinstance(data, np.ndarray)
+            or data.shape != self._data.shape
+            or data.dtype != self._data.dtype
+        ):
+            raise TypeError("set() takes a NumPy array of the same shape and dtype")
+        transfers["to_device"] += data.nbytes
+        self._data[...] = data
+
+    def item(self) -> Any:
+        return self._data.item()
+
+    def tolist(self) -> Any:
+        return self._data.tolist()
+
+    @property
+    def device(self) -> Any:
+        from .cuda import Device
+
+        return Device(0)
+
+    @property
+    def data(self) -> Any:
+        return _Pointer(self._data.ctypes.data)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return dict(self._data.__array_interface__, version=3)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`.")
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return wrapped(getattr(ufunc, method))(*inputs, **kwargs)
+
+    def __array_function__(self, function: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
+        return wrapped(function)(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = getattr(self._data, name)
+        if callable(value):
+            return wrapped(value)
+        return wrap(value) if isinstance(value, np.ndarray) else value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "shape":
+            self._data.shape = value
+        else:
+            object.__setattr__(self, name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return wrap(self._data[unwrap(key)])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._data[unwrap(key)] = unwrap(value)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __iter__(self) -> Any:
+        return (wrap(item) for item in self._data)
+
+    def __repr__(self) -> str:
+        return repr(self._data)
+
+    def __bool__(self) -> bool:
+        return bool(self._data)
+
+    def __int__(self) -> int:
+        return int(self._data)
+
+    def __index__(self) -> int:
+        return self._data.__index__()
+
+    def __float__(self) -> float:
+        return float(self._data)
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self._data.__dlpack__()
+
+    def __dlpack_device__(self) -> Any:
+        return self._data.__dlpack_device__()
+
+    def __reduce__(self) -> Any:
+        return (ndarray, (self._data,))
+
+
+class _Pointer:
+    def __init__(self, address: int):
+        self.ptr = address
+
+
+#: bytes that crossed, by direction
+transfers = {"to_host": 0, "to_device": 0}
+
+
+def wrap(value: Any) -> Any:
+    """Put results of NumPy onto the device; scalars become arrays without axes, as in CuPy."""
+    if isinstance(value, np.ndarray | np.generic):
+        return ndarray(np.asarray(value))
+    if isinstance(value, tuple) and type(value) is not tuple:
+        return type(value)(*map(wrap, value))
+    if isinstance(value, tuple | list):
+        return type(value)(map(wrap, value))
+    return value
+
+
+def unwrap(value: Any) -> Any:
+    """Take arguments from the device; an array of the host among them is an error."""
+    if isinstance(value, ndarray):
+        return value._data
+    if isinstance(value, np.ndarray) and value.ndim:
+        raise TypeError("Unsupported type <class 'numpy.ndarray'>: this array is on the host")
+    if isinstance(value, tuple | list):
+        return type(value)(map(unwrap, value))
+    if isinstance(value, dict):
+        return {key: unwrap(item) for key, item in value.items()}
+    return value
+
+
+def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function of NumPy one of device arrays."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return wrap(function(*map(unwrap, args), **unwrap(kwargs)))
+
+    return call
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def apply(self: ndarray, *others: Any) -> Any:
+        result = getattr(self._data, name)(*map(unwrap, others))
+        if name.startswith("__i") and name not in ("__invert__", "__index__"):
+            return self
+        return result if result is NotImplemented else wrap(result)
+
+    return apply
+
+
+for _name in [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+    "divmod",
+]:
+    for _form in (f"__{_name}__", f"__r{_name}__", f"__i{_name}__"):
+        if hasattr(np.ndarray, _form):
+            setattr(ndarray, _form, _operator(_form))
+for _name in ["lt", "le", "eq", "ne", "gt", "ge", "neg", "pos", "abs", "invert"]:
+    setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))

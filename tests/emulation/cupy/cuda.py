@@ -1,0 +1,155 @@
+"""The part of ``cupy.cuda`` that Headwater uses, for one emulated device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import runtime as runtime
+
+MEMORY = 1 << 40
+
+
+class Device:
+    """The only device."""
+
+    def __init__(self, device: int | None = None):
+        self.id = device or 0
+        self.compute_capability = "90"
+        self.mem_info = (MEMORY, MEMORY)
+        self.attributes = {"MultiProcessorCount": 4}
+
+    def use(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return self.id
+
+
+class Stream:
+    """A stream whose work is done at once."""
+
+    null: Stream
+
+    def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False):
+        self.ptr = 0
+
+    def synchronize(self) -> None:
+        pass
+
+    def wait_event(self, event: Event) -> None:
+        pass
+
+    def record(self, event: Event | None = None) -> Event:
+        return event or Event()
+
+    def use(self) -> Stream:
+        return self
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+Stream.null = Stream()
+
+
+class Event:
+    """An event that has happened."""
+
+    def __init__(self, **options: Any):
+        pass
+
+    def record(self, stream: Stream | None = None) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+def get_current_stream(device_id: int = -1) -> Stream:
+    return Stream.null
+
+
+def get_elapsed_time(start: Event, end: Event) -> float:
+    return 0.0
+
+
+def alloc_pinned_memory(size: int) -> Any:
+    return memoryview(bytearray(size))
+
+
+class MemoryPool:
+    """A pool that holds nothing."""
+
+    def __init__(self, allocator: Any = None):
+        self._limit = 0
+
+    def malloc(self, size: int) -> Any:
+        raise NotImplementedError
+
+    def free_all_blocks(self, stream: Any = None) -> None:
+        pass
+
+    def set_limit(self, size: int | None = None, fraction: float | None = None) -> None:
+        self._limit = size or 0
+
+    def get_limit(self) -> int:
+        return self._limit
+
+    def used_bytes(self) -> int:
+        return 0
+
+    def total_bytes(self) -> int:
+        return 0
+
+
+class PinnedMemoryPool(MemoryPool):
+    """Likewise."""
+
+
+class memory:
+    """As ``cupy.cuda.memory``."""
+
+    class OutOfMemoryError(MemoryError):
+        """What a device without room raises."""
+
+
+def set_allocator(allocator: Any = None) -> None:
+    pass
+
+
+def set_pinned_memory_allocator(allocator: Any = None) -> None:
+    pass
+
+
+class nvtx:
+    """Marks nothing."""
+
+    @staticmethod
+    def RangePush(name: str, *args: Any) -> None:
+        pass
+
+    @staticmethod
+    def RangePop() -> None:
+        pass
+
+
+def is_available() -> bool:
+    return True
+
+
+__all__ = [name for name in dir() if not name.startswith("_") and name not in ("np", "Any")]
