@@ -13,6 +13,7 @@ from ..errors import ParameterError
 from ..ops.node import Node
 from ..ops.persist import Persist
 from ..ops.write import Write
+from .devices import place_on_devices
 from .lowering import Lowering
 from .options import PlanOptions
 from .persisting import seal_persisted
@@ -50,7 +51,8 @@ def build_plan(
     builder = StageBuilder()
     low = Lowering(options, builder)
     outputs = _Planner(seal_persisted(roots, partial(_plan_alone, low)), low).cut()
-    return PhysicalPlan(tuple(builder.stages), outputs, (*trace, *builder.events))
+    plan = PhysicalPlan(tuple(builder.stages), outputs, (*trace, *builder.events))
+    return place_on_devices(plan, options)
 
 
 def _check_sinks(roots: Mapping[str, Node]) -> None:

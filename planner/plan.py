@@ -68,12 +68,22 @@ Leaf = ScanLeaf | BlockLeaf | ShuffleLeaf | BroadcastLeaf
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """Expected size of an output, in rows and bytes in memory; exact where metadata tells."""
+
+    rows: float
+    bytes: float
+    exact: bool = False
+
+
+@dataclass(frozen=True)
 class Step:
-    """A kernel over the streams of its inputs."""
+    """A kernel over the streams of its inputs; ``estimate`` is of all partitions together, None if nobody asked."""
 
     kernel: Kernel
     inputs: tuple[Operator, ...]
     schema: pa.Schema
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -162,12 +172,14 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Expected size of an output, in rows and bytes in memory; exact where metadata tells."""
+class Transfer:
+    """Expected bytes that cross between host and device, of all partitions together."""
 
-    rows: float
-    bytes: float
-    exact: bool = False
+    to_device: float = 0.0
+    to_host: float = 0.0
+
+    def __add__(self, other: Transfer) -> Transfer:
+        return Transfer(self.to_device + other.to_device, self.to_host + other.to_host)
 
 
 @dataclass(frozen=True)
@@ -200,6 +212,8 @@ class Stage:
         sample: sort keys to sample from the output, for a range exchange further on.
         estimate: expected size of all partitions together.
         storage: how its blocks are kept between runs, if a user asked for it.
+        device: "gpu" if its tasks need a worker with a GPU, else "cpu".
+        transfer: what crosses between host and device.
     """
 
     id: int
@@ -214,6 +228,8 @@ class Stage:
     sample: tuple[SortKey, ...] = ()
     estimate: Estimate = Estimate(0, 0)
     storage: Storage | None = None
+    device: str = "cpu"
+    transfer: Transfer = Transfer()
 
     @property
     def parents(self) -> tuple[int, ...]:

@@ -123,7 +123,7 @@ class StageBuilder:
         inputs = [self.blocks(item) if item.depth >= MAX_DEPTH else item for item in inputs]
         splits = {slot: item for fragment in inputs for slot, item in fragment.splits.items()}
         return Fragment(
-            operator=Step(kernel, tuple(item.operator for item in inputs), schema),
+            operator=Step(kernel, tuple(item.operator for item in inputs), schema, estimate),
             partitions=inputs[0].partitions,
             schema=schema,
             key=key,

@@ -1,0 +1,54 @@
+"""DeviceCosts: what work is expected to take on a core and on a device, in seconds; measured numbers, and no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..ops.kernel import Kernel
+
+#: bytes of input a second that one core gets through, by operator; `benchmarks/device_costs.py` measures them
+HOST_RATES = {
+    "Filter": 1.5e9,
+    "Project": 1.5e9,
+    "Transform": 0.8e9,
+    "PartialAggregate": 0.6e9,
+    "FinalAggregate": 0.3e9,
+    "Distinct": 0.25e9,
+    "Join": 0.4e9,
+    "Sort": 0.15e9,
+    "TopK": 0.8e9,
+}
+
+
+@dataclass(frozen=True)
+class DeviceCosts:
+    """What the planner weighs a device against a core by.
+
+    Attributes:
+        link_rate: bytes a second between host and device, through pinned memory.
+        convert_rate: bytes a second at which a core makes columns ready to cross: masks, codes of strings.
+        device_rate: bytes of input a second that an operator on a device gets through.
+        launch: seconds an operator takes on a device whatever it is given, for each partition.
+        cores: how many cores of a machine share the work that one of its devices does.
+        host_rates: bytes of input a second that one core gets through, by operator.
+    """
+
+    link_rate: float = 20e9
+    convert_rate: float = 4e9
+    device_rate: float = 200e9
+    launch: float = 200e-6
+    cores: int = 8
+    host_rates: Mapping[str, float] = field(default_factory=lambda: dict(HOST_RATES), hash=False)
+
+    def on_host(self, kernel: Kernel, bytes_in: float) -> float:
+        """Seconds of one core for an operator over so many bytes."""
+        return bytes_in / self.host_rates.get(kernel.label, 1e9)
+
+    def on_device(self, bytes_in: float, partitions: int) -> float:
+        """Seconds of one core's share of a device for an operator over so many bytes."""
+        return (bytes_in / self.device_rate + self.launch * partitions) * self.cores
+
+    def crossing(self, size: float) -> float:
+        """Seconds of one core, and of its share of the link, to bring so many bytes across."""
+        return size / self.convert_rate + size / self.link_rate * self.cores

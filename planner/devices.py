@@ -1,0 +1,210 @@
+"""Devices: which operators of a plan run on a GPU, and where rows cross to it and back.
+
+Every operator of a stage is weighed on the host and, where it has a kernel there, on a device; so is every
+crossing between the two. The cheapest way from a stage's leaves to its output is kept. It depends on the
+pipeline, on expected sizes and on `DeviceCosts` alone, so that two runs plan alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from ..lineage.keys import lineage_key
+from ..ops.device.operators import DeviceKernel, device_kernel
+from ..ops.device.transfer import ToDevice, ToHost, crosses
+from ..ops.training.train import TrainKernel
+from .device_costs import DeviceCosts
+from .options import PlanOptions
+from .plan import (
+    BroadcastLeaf,
+    Estimate,
+    Operator,
+    PhysicalPlan,
+    RuleEvent,
+    ScanLeaf,
+    Stage,
+    Step,
+    Transfer,
+    UnionStep,
+)
+from .text import human_bytes
+from .widths import row_width
+
+_NEVER = float("inf")
+#: what a core's work is taken to cost, in seconds, where a device must be used if there is a kernel
+_FORCED = 1e12
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an operator's rows come to be on one side.
+
+    Attributes:
+        seconds: expected, of a core or its share of a device and the link; infinite if there is no way.
+        operator: the tree that brings them there.
+        transfer: expected bytes that cross on the way.
+    """
+
+    seconds: float
+    operator: Operator
+    transfer: Transfer
+
+
+def place_on_devices(plan: PhysicalPlan, options: PlanOptions) -> PhysicalPlan:
+    """Put operators on devices where that is expected to be faster, or wherever it is possible.
+
+    Args:
+        plan: the stages, all on the host.
+        options: ``device`` is "cpu" for none, "auto" for what is worth it, "gpu" for whatever has a kernel;
+            ``device_costs`` weighs.
+
+    Returns:
+        The plan, in which stages that use a device say so, and have lineage keys of their own, as have those that
+        read from them: floats may differ in their last bits from what a core gives.
+
+    Example:
+        >>> place_on_devices(PhysicalPlan((), {}), PlanOptions(device="gpu")).stages
+        ()
+    """
+    if options.device == "cpu":
+        return plan
+    placed: list[Stage] = []
+    events: dict[RuleEvent, None] = dict.fromkeys(plan.trace)
+    for stage in plan.stages:
+        stage = _Placer(stage, plan.stages, options, events).place()
+        changed = [p for p in stage.parents if placed[p].key != plan.stages[p].key]
+        if stage.device != "cpu" or changed:
+            parents = [placed[p].key for p in stage.parents]
+            stage = replace(stage, key=lineage_key("Placed", (stage.key, stage.device), parents))
+        placed.append(stage)
+    return replace(plan, stages=tuple(placed), trace=tuple(events))
+
+
+class _Placer:
+    def __init__(
+        self, stage: Stage, stages: Sequence[Stage], options: PlanOptions, events: dict[RuleEvent, None]
+    ):
+        self.stage, self.stages = stage, stages
+        self.costs: DeviceCosts = options.device_costs
+        self.forced = options.device == "gpu"
+        self.events = events
+
+    def place(self) -> Stage:
+        """Return the stage with its cheapest operator tree."""
+        stage = self.stage
+        if isinstance(stage.operator, Step) and isinstance(stage.operator.kernel, TrainKernel):
+            return replace(stage, device="gpu", label=f"{stage.label} [gpu]")
+        host, _, _ = self.ways(stage.operator)
+        if not host.transfer.to_device:
+            return stage
+        moved = f"{human_bytes(host.transfer.to_device)} there, {human_bytes(host.transfer.to_host)} back"
+        self.note(True, f"about {moved}")
+        return replace(
+            stage,
+            operator=host.operator,
+            device="gpu",
+            label=f"{stage.label} [gpu]",
+            transfer=host.transfer,
+        )
+
+    def note(self, fired: bool, detail: str) -> None:
+        self.events[RuleEvent("device_placement", fired, f"{self.stage.label}: {detail}")] = None
+
+    def ways(self, operator: Operator) -> tuple[Way, Way, Estimate]:
+        """Return the cheapest way to have the rows on the host, and on the device, and how many there are."""
+        if isinstance(operator, Step):
+            return self.step(operator)
+        if isinstance(operator, UnionStep):
+            return self.union(operator)
+        host, size = Way(0.0, operator, Transfer()), self.leaf(operator)
+        return host, self.there(host, operator.schema, size), size
+
+    def step(self, step: Step) -> tuple[Way, Way, Estimate]:
+        """Weigh an operator on both sides."""
+        below = [self.ways(child) for child in step.inputs]
+        size = below[0][2] if step.estimate is None else step.estimate
+        read = sum(estimate.bytes for _, _, estimate in below)
+        lowered = device_kernel(step.kernel, [child.schema for child in step.inputs])
+        if isinstance(lowered, str):
+            if self.forced:
+                self.note(False, lowered)
+            on_device = Way(_NEVER, step, Transfer())
+        else:
+            inputs = [
+                host if isinstance(child, BroadcastLeaf) else device
+                for child, (host, device, _) in zip(step.inputs, below)
+            ]
+            cost = self.costs.on_device(read, self.stage.partitions)
+            on_device = self.over(inputs, cost, lowered, step)
+        cost = self.costs.on_host(step.kernel, read)
+        if self.forced and not isinstance(lowered, str):
+            cost += _FORCED
+        on_host = self.over([host for host, _, _ in below], cost, step.kernel, step)
+        return (
+            min(on_host, self.back(on_device, step.schema, size), key=lambda way: way.seconds),
+            min(on_device, self.there(on_host, step.schema, size), key=lambda way: way.seconds),
+            size,
+        )
+
+    def over(self, inputs: Sequence[Way], cost: float, kernel, step: Step) -> Way:
+        """An operator over the ways of its inputs."""
+        transfer = sum((way.transfer for way in inputs), Transfer())
+        operators = tuple(way.operator for way in inputs)
+        return Way(
+            cost + sum(way.seconds for way in inputs),
+            replace(step, kernel=kernel, inputs=operators),
+            transfer,
+        )
+
+    def union(self, union: UnionStep) -> tuple[Way, Way, Estimate]:
+        """All branches on one side."""
+        found = [self.ways(branch) for branch, _ in union.branches]
+        sides = []
+        for side in (0, 1):
+            ways = [each[side] for each in found]
+            branches = tuple((way.operator, count) for way, (_, count) in zip(ways, union.branches))
+            transfer = sum((way.transfer for way in ways), Transfer())
+            sides.append(
+                Way(sum(way.seconds for way in ways), replace(union, branches=branches), transfer)  # type: ignore[call-overload]
+            )
+        rows, size = (sum(getattr(each[2], what) for each in found) for what in ("rows", "bytes"))
+        return sides[0], sides[1], Estimate(rows, size)
+
+    def there(self, host: Way, schema: pa.Schema, size: Estimate) -> Way:
+        """The way that crosses to the device after all."""
+        if crosses(schema) is not None:
+            return Way(_NEVER, host.operator, host.transfer)
+        step = Step(ToDevice(), (host.operator,), schema, size)
+        moved = replace(host.transfer, to_device=host.transfer.to_device + size.bytes)
+        return Way(host.seconds + self.costs.crossing(size.bytes), step, moved)
+
+    def back(self, device: Way, schema: pa.Schema, size: Estimate) -> Way:
+        """The way that crosses back to the host after all."""
+        step = Step(ToHost(), (device.operator,), schema, size)
+        moved = replace(device.transfer, to_host=device.transfer.to_host + size.bytes)
+        return Way(device.seconds + self.costs.crossing(size.bytes), step, moved)
+
+    def leaf(self, leaf: Operator) -> Estimate:
+        """How much a leaf reads."""
+        if not isinstance(leaf, ScanLeaf):
+            return self.stages[leaf.stage].estimate  # type: ignore[union-attr]
+        splits = self.stage.splits.get(leaf.slot, ())
+        share = leaf.source.column_bytes(leaf.columns)
+        size = sum(split.bytes for split in splits) * share
+        rows = sum(
+            split.rows if split.rows is not None else split.bytes * share / row_width(leaf.schema)
+            for split in splits
+        )
+        return Estimate(rows, max(size, rows * row_width(leaf.schema)))
+
+
+def uses_device(operator: Operator) -> bool:
+    """Whether any operator of a tree runs on a device."""
+    if isinstance(operator, Step):
+        return isinstance(operator.kernel, DeviceKernel) or any(map(uses_device, operator.inputs))
+    if isinstance(operator, UnionStep):
+        return any(uses_device(branch) for branch, _ in operator.branches)
+    return False
