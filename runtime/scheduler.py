@@ -323,7 +323,17 @@ class Scheduler:
         exchange: Exchange | None = stage.exchange
         merges = stage.is_output or s.storage is not None
         return StageProgram(
-            self._state.run, s.id, s.key, s.label, s.operator, s.schema, exchange, s.sink, s.sample, merges
+            self._state.run,
+            s.id,
+            s.key,
+            s.label,
+            s.operator,
+            s.schema,
+            exchange,
+            s.sink,
+            s.sample,
+            merges,
+            s.device,
         )
 
 

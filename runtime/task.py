@@ -104,6 +104,7 @@ class StageProgram:
         exchange: with boundaries filled in.
         sink, sample: as in `planner.plan.Stage`.
         merges: whether fingerprints must merge over partitions, as an output's do; else a much cheaper kind will do.
+        device: "gpu" if the tree has operators of a device, else "cpu".
         owner: the driver's process; by default the one that makes the record.
     """
 
@@ -117,6 +118,7 @@ class StageProgram:
     sink: Sink | None = None
     sample: tuple[SortKey, ...] = ()
     merges: bool = True
+    device: str = "cpu"
     owner: Owner = field(default_factory=this_process)
 
 
@@ -194,6 +196,8 @@ class Metrics:
     local_bytes: int = 0
     remote_bytes: int = 0
     spilled_bytes: int = 0
+    to_device_bytes: int = 0
+    to_host_bytes: int = 0
 
 
 @dataclass(frozen=True)

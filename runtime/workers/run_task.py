@@ -91,6 +91,10 @@ def run_task(
     )
 
 
+#: what kernels count that the run's report tells
+METERED = ("spilled_bytes", "to_device_bytes", "to_host_bytes")
+
+
 class _Attempt:
     def __init__(
         self,
@@ -301,7 +305,7 @@ class _Attempt:
 
     def _metered(self, stream: Stream, context: Context) -> Stream:
         yield from stream
-        self.counts["spilled_bytes"] += context.metrics.get("spilled_bytes", 0)
+        self.counts.update({name: context.metrics[name] for name in METERED if name in context.metrics})
 
     def _watched(self, stream: Stream | Broadcast) -> Stream:
         for table in stream:  # type: ignore[union-attr]
