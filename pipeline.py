@@ -30,7 +30,7 @@ from .ops.expressions import Expr, col, count, hash_unit, lit
 from .ops.filter import Filter
 from .ops.join import Join
 from .ops.limit import Limit
-from .ops.map_batches import MapBatches, check_picklable, declared_output, infer_output
+from .ops.map_batches import BatchFormat, MapBatches, check_picklable, declared_output, infer_output
 from .ops.morsels import rechunk
 from .ops.node import Node, listed, plan_text
 from .ops.persist import Persist
@@ -335,7 +335,7 @@ class Dataset:
         function: Callable[[Any], Any],
         *,
         schema: pa.Schema | Mapping[str, Any] | None = None,
-        format: Literal["numpy", "arrow"] = "numpy",
+        format: BatchFormat = "numpy",
         batch_rows: int | None = None,
         same_length: bool = False,
         deterministic: bool = True,
@@ -343,11 +343,12 @@ class Dataset:
         """Apply a function to batches of rows.
 
         Args:
-            function: takes a dict of column name to array (NumPy; CuPy on a GPU worker), each of shape
-                (rows,), or an Arrow table, and returns the same kind. It must not keep state between calls.
+            function: takes a dict of column name to array, each of shape (rows,), or an Arrow table, and returns
+                the same kind. It must not keep state between calls.
             schema: output schema, or a dict of column name to type, as ``{"total": "float64"}``; None runs
                 the function once, now, on an empty batch to learn it.
-            format: "numpy" or "arrow".
+            format: "numpy" arrays; "device" for arrays of where the rows are, CuPy's on a GPU and NumPy's
+                elsewhere, for functions that are written for both; or "arrow".
             batch_rows: most rows in a batch; None takes about a hundred thousand.
             same_length: require as many rows out as in.
             deterministic: say False if equal input may give other output.
@@ -365,8 +366,8 @@ class Dataset:
         """
         if not callable(function):
             raise TypeMismatchError(f"map_batches() takes a function, not {type(function).__name__}.")
-        if format not in ("numpy", "arrow"):
-            raise ParameterError(f"map_batches(format={format!r}): write 'numpy' or 'arrow'.")
+        if format not in ("numpy", "device", "arrow"):
+            raise ParameterError(f"map_batches(format={format!r}): write 'numpy', 'device' or 'arrow'.")
         check_picklable(function)
         if schema is None:
             output = infer_output(function, self.schema, format, same_length)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from ..errors import TypeMismatchError, UserFunctionError, did_you_mean
@@ -18,7 +19,10 @@ from .node import Node
 from .schema import canonical_schema, canonical_type
 from .user_functions import call, check_picklable, own_traceback, sample_row
 
-__all__ = ["MapBatches", "MapBatchesKernel", "check_picklable", "infer_output"]
+#: what a function gets and gives: NumPy arrays, an Arrow table, or arrays of the device the stage runs on
+BatchFormat = Literal["numpy", "arrow", "device"]
+
+__all__ = ["BatchFormat", "MapBatches", "MapBatchesKernel", "check_picklable", "infer_output"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,7 +32,8 @@ class MapBatches(Node):
     Attributes:
         input: the rows.
         function: takes and returns a dict of arrays, or an Arrow table; may return another number of rows.
-        format: "numpy" (a dict of arrays, CuPy on a GPU worker) or "arrow".
+        format: "numpy" (a dict of arrays), "device" (a dict of CuPy's arrays where the stage runs on a GPU, of
+            NumPy's elsewhere) or "arrow".
         output: the declared or inferred output schema, canonical.
         batch_rows: rows in a batch, the partition's last excepted; None takes 131,072.
         same_length: the function must return as many rows as it got.
@@ -38,7 +43,7 @@ class MapBatches(Node):
     input: Node
     function: Callable[[Any], Any]
     output: pa.Schema
-    format: Literal["numpy", "arrow"] = "numpy"
+    format: BatchFormat = "numpy"
     batch_rows: int | None = None
     same_length: bool = False
     deterministic: bool = True
@@ -83,7 +88,7 @@ class MapBatchesKernel(Kernel):
 
     function: Callable[[Any], Any]
     output: pa.Schema
-    format: Literal["numpy", "arrow"]
+    format: BatchFormat
     batch_rows: int | None
     same_length: bool
     name: str
@@ -92,7 +97,8 @@ class MapBatchesKernel(Kernel):
     def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
         label = f"map_batches({self.name})"
         for table in rechunk(inputs[0], self.batch_rows or MORSEL_ROWS):
-            batch = table if self.format == "arrow" else to_arrays(table, array_namespace())
+            xp = array_namespace() if self.format == "device" else np
+            batch = table if self.format == "arrow" else to_arrays(table, xp)
             result = call(self.function, batch, label, table, context)
             try:
                 rows = _checked(result, self.output, self.format)
@@ -135,7 +141,7 @@ def declared_output(schema: pa.Schema | Mapping[str, Any]) -> pa.Schema:
 def infer_output(
     function: Callable[[Any], Any],
     schema: pa.Schema,
-    format: Literal["numpy", "arrow"] = "numpy",
+    format: BatchFormat = "numpy",
     same_length: bool = False,
 ) -> pa.Schema:
     """Find a function's output schema by calling it on a batch without rows.
@@ -143,7 +149,7 @@ def infer_output(
     Args:
         function: as in `MapBatches`.
         schema: of its input.
-        format: "numpy" or "arrow".
+        format: "numpy", "device" or "arrow".
         same_length: whether it must return as many rows.
 
     Returns:
@@ -161,7 +167,7 @@ def infer_output(
     hint = "Declare it, as map_batches(f, schema={'name': 'string', 'total': 'float64'})."
     empty = schema.empty_table()
     try:
-        result = function(empty if format == "arrow" else to_arrays(empty, array_namespace()))
+        result = function(empty if format == "arrow" else to_arrays(empty))
     except Exception as error:
         raise UserFunctionError(
             f"{start}, and on a batch without rows, from which it would be inferred, it raised "
