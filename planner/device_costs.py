@@ -9,15 +9,15 @@ from ..ops.kernel import Kernel
 
 #: bytes of input a second that one core gets through, by operator; `benchmarks/device_costs.py` measures them
 HOST_RATES = {
-    "Filter": 1.5e9,
-    "Project": 1.5e9,
-    "Transform": 0.8e9,
-    "PartialAggregate": 0.6e9,
-    "FinalAggregate": 0.3e9,
-    "Distinct": 0.25e9,
-    "Join": 0.4e9,
-    "Sort": 0.15e9,
-    "TopK": 0.8e9,
+    "Filter": 7.7e9,
+    "Project": 14e9,
+    "Transform": 1.0e9,
+    "PartialAggregate": 1.6e9,
+    "FinalAggregate": 0.9e9,
+    "Distinct": 1.2e9,
+    "Join": 3.1e9,
+    "Sort": 0.19e9,
+    "TopK": 0.29e9,
 }
 
 

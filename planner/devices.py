@@ -29,8 +29,8 @@ from .plan import (
     Step,
     Transfer,
     UnionStep,
+    all_kernels,
 )
-from .text import human_bytes
 from .widths import row_width
 
 _NEVER = float("inf")
@@ -100,15 +100,10 @@ class _Placer:
         host, _, _ = self.ways(stage.operator)
         if not host.transfer.to_device:
             return stage
-        moved = f"{human_bytes(host.transfer.to_device)} there, {human_bytes(host.transfer.to_host)} back"
-        self.note(True, f"about {moved}")
-        return replace(
-            stage,
-            operator=host.operator,
-            device="gpu",
-            label=f"{stage.label} [gpu]",
-            transfer=host.transfer,
-        )
+        names = [kernel.label for kernel in all_kernels(host.operator) if isinstance(kernel, DeviceKernel)]
+        self.note(True, ", ".join(name for name in names if name != "to device"))
+        label = f"{stage.label} [gpu]"
+        return replace(stage, operator=host.operator, device="gpu", label=label, transfer=host.transfer)
 
     def note(self, fired: bool, detail: str) -> None:
         self.events[RuleEvent("device_placement", fired, f"{self.stage.label}: {detail}")] = None
@@ -199,12 +194,3 @@ class _Placer:
             for split in splits
         )
         return Estimate(rows, max(size, rows * row_width(leaf.schema)))
-
-
-def uses_device(operator: Operator) -> bool:
-    """Whether any operator of a tree runs on a device."""
-    if isinstance(operator, Step):
-        return isinstance(operator.kernel, DeviceKernel) or any(map(uses_device, operator.inputs))
-    if isinstance(operator, UnionStep):
-        return any(uses_device(branch) for branch, _ in operator.branches)
-    return False

@@ -17,6 +17,7 @@ from .plan import (
     ShuffleLeaf,
     Stage,
     Storage,
+    Transfer,
     all_leaves,
 )
 from .rewrite import Roots, consumers
@@ -118,6 +119,8 @@ def physical_lines(plan: PhysicalPlan) -> Iterator[str]:
             origin = stage.exchange.boundaries_from
             by = "" if origin is None else f", boundaries from stage {origin}"
             yield f"    exchange: {stage.exchange.partitioner.describe()}{by}"
+        if stage.device != "cpu":
+            yield f"    on {stage.device}: {_transfer_text(stage.transfer)}"
         if stage.sample:
             yield f"    sample: [{', '.join(str(key) for key in stage.sample)}]"
         if stage.sink is not None:
@@ -126,6 +129,9 @@ def physical_lines(plan: PhysicalPlan) -> Iterator[str]:
             yield f"    kept: {_storage_text(stage.storage)}"
     moved = sum(stage.exchange is not None for stage in plan.stages)
     yield f"Exchanges: {moved}, about {human_bytes(exchange_bytes(plan))} in all"
+    if any(stage.device != "cpu" for stage in plan.stages):
+        total = sum((stage.transfer for stage in plan.stages), Transfer())
+        yield f"Between host and device: {_transfer_text(total)}"
 
 
 def exchange_bytes(plan: PhysicalPlan) -> float:
@@ -180,8 +186,15 @@ def _stage_dict(stage: Stage) -> dict[str, Any]:
         "boundaries_from": None if exchange is None else exchange.boundaries_from,
         "sink": None if stage.sink is None else stage.sink.describe(),
         "kept": None if stage.storage is None else asdict(stage.storage),
+        "device": stage.device,
+        "to_device_bytes": round(stage.transfer.to_device),
+        "to_host_bytes": round(stage.transfer.to_host),
     }
 
 
 def _storage_text(storage: Storage) -> str:
     return f"{storage.level}, {storage.replicas} replica{'s' * (storage.replicas != 1)}"
+
+
+def _transfer_text(transfer: Transfer) -> str:
+    return f"about {human_bytes(transfer.to_device)} there, {human_bytes(transfer.to_host)} back"
