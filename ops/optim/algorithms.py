@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..backend import Array
+from ..device.optimizer_steps import Stage
 from .checks import Rate, pair, rate, real
 from .norms import global_norm
 from .optimizer import Optimizer, built
@@ -216,6 +217,9 @@ def _decay(amount: float) -> tuple[Part, ...]:
 class Descent(Part):
     """params -= lr * grads"""
 
+    def stage(self, numbers: Sequence[float], dtype: np.dtype) -> Stage | None:
+        return Stage("DESCENT", (numbers[0],))
+
     def numbers(self, step: int, rate: float) -> tuple[float, ...]:
         return (rate,)
 
@@ -237,6 +241,9 @@ class Momentum(Part):
 
     def numbers(self, step: int, rate: float) -> tuple[float, ...]:
         return (rate,)
+
+    def stage(self, numbers: Sequence[float], dtype: np.dtype) -> Stage | None:
+        return Stage("NESTEROV" if self.ahead else "MOMENTUM", (numbers[0], self.decay))
 
     def apply(self, block: Block, state: Sequence[Array], numbers: Sequence[float]) -> None:
         xp, scratch, (total,) = block.xp, block.scratch, state
@@ -263,6 +270,9 @@ class Adagrad(Part):
 
     def numbers(self, step: int, rate: float) -> tuple[float, ...]:
         return (rate,)
+
+    def stage(self, numbers: Sequence[float], dtype: np.dtype) -> Stage | None:
+        return Stage("ADAGRAD", (numbers[0], self.eps))
 
     def apply(self, block: Block, state: Sequence[Array], numbers: Sequence[float]) -> None:
         xp, scratch, (squares,) = block.xp, block.scratch, state
@@ -294,6 +304,10 @@ class _Moments(Part):
         root = math.sqrt(1.0 - self.second ** (step + 1))
         return rate * root / (1.0 - self.first ** (step + 1)), self.eps * root
 
+    def constants(self, numbers: Sequence[float]) -> tuple[float, ...]:
+        """Return what `direction` multiplies by, in the order of the device's step."""
+        return (*numbers, 1.0 - self.first, self.second, 1.0 - self.second)
+
     def direction(self, block: Block, state: Sequence[Array], numbers: Sequence[float], out: Array) -> None:
         """Take the gradient into the means, and write the step to an array, which isn't the gradient's."""
         xp, grad, (mean, square) = block.xp, block.grad, state
@@ -314,6 +328,9 @@ class _Moments(Part):
 class Adam(_Moments):
     """Descent along Adam's direction."""
 
+    def stage(self, numbers: Sequence[float], dtype: np.dtype) -> Stage | None:
+        return Stage("ADAM", self.constants(numbers))
+
     def apply(self, block: Block, state: Sequence[Array], numbers: Sequence[float]) -> None:
         self.direction(block, state, numbers, block.scratch)
         block.xp.subtract(block.param, block.scratch, out=block.param)
@@ -325,6 +342,9 @@ class Direction(_Moments):
 
     def numbers(self, step: int, rate: float) -> tuple[float, ...]:
         return super().numbers(step, 1.0)
+
+    def stage(self, numbers: Sequence[float], dtype: np.dtype) -> Stage | None:
+        return Stage("DIRECTION", self.constants(numbers))
 
     def apply(self, block: Block, state: Sequence[Array], numbers: Sequence[float]) -> None:
         self.direction(block, state, numbers, block.scratch)
@@ -344,6 +364,10 @@ class Lion(Part):
 
     def numbers(self, step: int, rate: float) -> tuple[float, ...]:
         return (rate,)
+
+    def stage(self, numbers: Sequence[float], dtype: np.dtype) -> Stage | None:
+        tiny = float(np.finfo(dtype).smallest_subnormal)
+        return Stage("LION", (numbers[0], 1.0 - self.first, 1.0 - self.second, tiny))
 
     def apply(self, block: Block, state: Sequence[Array], numbers: Sequence[float]) -> None:
         xp, scratch, spare, (mean,) = block.xp, block.scratch, block.spare, state

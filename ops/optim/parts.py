@@ -18,6 +18,7 @@ import numpy as np
 
 from ...errors import ParameterError, TypeMismatchError, did_you_mean
 from ..backend import Array
+from ..device.optimizer_steps import MOST_CHANGES, STEPS, Stage, optimizer_step
 from .checks import Rate, rate_at
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ class Part:
 
     elementwise: ClassVar[bool] = True
 
+    def stage(self, numbers: Sequence[float], dtype: np.dtype) -> Stage | None:
+        """Return what `apply` is called in `headwater.ops.device.optimizer_steps`; None if it isn't there."""
+        return None
+
     def slots(self) -> Mapping[str, float]:
         """Return the names of the state arrays it keeps of each parameter, and what they start as."""
         return {}
@@ -85,6 +90,9 @@ class Scaling(Part):
     def factors(self, grads: Arrays, params: Arrays) -> dict[str, float]:
         """Return the number for each gradient."""
         raise NotImplementedError
+
+    def stage(self, numbers: Sequence[float], dtype: np.dtype) -> Stage | None:
+        return Stage("SCALE", (numbers[0],))
 
     def apply(self, block: Block, state: Sequence[Array], numbers: Sequence[float]) -> None:
         if numbers[0] != 1.0:
@@ -163,6 +171,8 @@ def _run(todo: Sequence[_Todo], grads: Arrays, state: Arrays, params: Arrays, ke
         if keep:
             kept[name] = xp.empty(param.shape, param.dtype)
         slots = [[state[f"{slot}/{name}"].reshape(-1) for slot in part.slots()] for part, _ in todo]
+        if xp is not np and _run_fused(todo, name, flat, grad, slots, kept.get(name), xp):
+            continue
         length = BLOCK if xp is np else DEVICE_BLOCK
         scratch = xp.empty((3, min(flat.size, length)), param.dtype)
         for begin in range(0, flat.size, length):
@@ -175,6 +185,31 @@ def _run(todo: Sequence[_Todo], grads: Arrays, state: Arrays, params: Arrays, ke
             if keep and block.grad is not room:
                 room[...] = block.grad
     return kept
+
+
+def _run_fused(
+    todo: Sequence[_Todo],
+    name: str,
+    param: Array,
+    grad: Array,
+    slots: Sequence[Sequence[Array]],
+    kept: Array | None,
+    xp: ModuleType,
+) -> bool:
+    """Run parts over one parameter on a device in one pass; False, and nothing done, if it takes more than one."""
+    stages = [part.stage(numbers[name], param.dtype) for part, numbers in todo]
+    known = [stage for stage in stages if stage is not None]
+    if len(known) < len(stages) or grad.dtype != param.dtype:
+        return False
+    last: Stage = Stage("KEEP")
+    arrays: Sequence[Array] = []
+    if known and known[-1].name in STEPS:
+        last, arrays = known.pop(), slots[-1]
+    if len(known) > MOST_CHANGES or any(stage.name in STEPS for stage in known):
+        return False
+    kept = None if kept is None else kept.reshape(-1)
+    optimizer_step(known, last, param, xp.ascontiguousarray(grad), arrays, kept, xp)
+    return True
 
 
 def _own(array: Array) -> Array:

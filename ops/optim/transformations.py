@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..backend import Array
 from .checks import real
 from .norms import global_norm
 from .optimizer import Transformation
+from ..device.optimizer_steps import Stage
 from .parts import Arrays, Block, Part, Scaling
 
 
@@ -100,6 +103,9 @@ class ClipValue(Part):
 
     limit: float
 
+    def stage(self, numbers: Sequence[float], dtype: np.dtype) -> Stage | None:
+        return Stage("CLIP", (self.limit,))
+
     def apply(self, block: Block, state: Sequence[Array], numbers: Sequence[float]) -> None:
         xp = block.xp
         block.grad = xp.minimum(
@@ -112,6 +118,9 @@ class AddParams(Part):
     """Adds the parameters, times a number, to the gradient."""
 
     amount: float
+
+    def stage(self, numbers: Sequence[float], dtype: np.dtype) -> Stage | None:
+        return Stage("ADD_PARAMS", (self.amount,))
 
     def apply(self, block: Block, state: Sequence[Array], numbers: Sequence[float]) -> None:
         xp, scratch = block.xp, block.scratch
@@ -127,6 +136,9 @@ class Decay(Part):
 
     def numbers(self, step: int, rate: float) -> tuple[float, ...]:
         return (1.0 - rate * self.amount,)
+
+    def stage(self, numbers: Sequence[float], dtype: np.dtype) -> Stage | None:
+        return Stage("DECAY", (numbers[0],))
 
     def apply(self, block: Block, state: Sequence[Array], numbers: Sequence[float]) -> None:
         block.xp.multiply(block.param, numbers[0], out=block.param)
