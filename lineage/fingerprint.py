@@ -24,8 +24,9 @@ from .hashing import hash_columns, mix, powers
 
 _MODULUS = 1 << 64
 #: one ratio a lane; both 5 modulo 8, so that powers repeat only after 2**62 rows
-_RATIOS = (0xD1342543DE82EF95, 0xAF251AF3B0F025B5)
-_SECOND_LANE = np.uint64(0x589965CC75374CC3)
+RATIOS = (0xD1342543DE82EF95, 0xAF251AF3B0F025B5)
+#: what the second lane takes is ``mix(hash ^ SECOND_LANE)``
+SECOND_LANE = np.uint64(0x589965CC75374CC3)
 _NO_COLUMNS = np.uint64(0x1D8E4E27C47D124F)
 _SLICE = 16_384
 _TEXT = re.compile(r"([0-9a-f]+)-([0-9a-f]{16})([0-9a-f]{16})")
@@ -86,7 +87,7 @@ class Fingerprint:
         """Append the rows that another fingerprint stands for; returns this fingerprint."""
         self._lanes = tuple(
             (mine * pow(ratio, other.rows, _MODULUS) + theirs) % _MODULUS
-            for mine, theirs, ratio in zip(self._lanes, other._lanes, _RATIOS)
+            for mine, theirs, ratio in zip(self._lanes, other._lanes, RATIOS)
         )
         self.rows += other.rows
         return self
@@ -117,7 +118,7 @@ class Fingerprint:
         tail.rows = len(hashes)
         tail._lanes = tuple(
             int(np.dot(words, _descending(ratio)[-len(hashes) :]))
-            for words, ratio in zip((hashes, mix(hashes ^ _SECOND_LANE)), _RATIOS)
+            for words, ratio in zip((hashes, mix(hashes ^ SECOND_LANE)), RATIOS)
         )
         self.merge(tail)
 

@@ -20,7 +20,7 @@ _SLICE = 16_384
 #: strings longer than this many bytes are hashed one by one, at the speed of memory
 _LONG = 256
 #: the word of a null, whatever bytes lie under it
-_NULL = np.uint64(0xA0761D6478BD642F)
+NULL_WORD = np.uint64(0xA0761D6478BD642F)
 #: ratio of the polynomial over the items of a list; 5 modulo 8, so its powers have the longest period
 _RATIO = np.uint64(0x9E3779B97F4A7C15)
 _TAIL_MASKS = np.array([0, *((1 << 8 * n) - 1 for n in range(1, 9))], dtype=np.uint64)
@@ -57,7 +57,7 @@ def hash_columns(
         Murmur3-type mixer" (2019), after A. Appleby's MurmurHash3.
     """
     rows = len(columns[0]) if columns else 0
-    states = np.full(rows, _start(seed), dtype=np.uint64)
+    states = np.full(rows, start_state(seed), dtype=np.uint64)
     for column in columns:
         if len(column) != rows:
             raise ValueError(f"hash_columns: a column has {len(column)} rows, the first has {rows}")
@@ -89,8 +89,50 @@ def powers(ratio: np.uint64, count: int) -> np.ndarray:
     return np.multiply.accumulate(table)[:count]
 
 
-def _start(seed: int) -> np.uint64:
+def start_state(seed: int = 0) -> np.uint64:
+    """Return the state that every row has before it absorbs a value."""
     return mix(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64) ^ np.uint64(0x2D358DCCAA6C78A5))[0]
+
+
+def string_words(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return the words that strings, or values of bytes, are absorbed as; a null is one word.
+
+    Args:
+        array: a column of strings or bytes.
+
+    Returns:
+        The words of all values one after another, dtype uint64; and where each value's words begin and the
+        last one's end, shape (rows + 1,), int64.
+
+    Example:
+        >>> words, bounds = string_words(pa.array(["a", None]))
+        >>> words[:2].tolist(), bounds.tolist()
+        ([97, 1], [0, 2, 3])
+    """
+    if not len(array):
+        return np.zeros(0, dtype=np.uint64), np.zeros(1, dtype=np.int64)
+    data, starts, lengths = _byte_ranges(array)
+    valid = _valid(array)
+    if valid is not None:
+        lengths = np.where(valid, lengths, 0)
+    counts = -(-lengths // 8)
+    long = np.flatnonzero(lengths > _LONG)
+    counts[long] = 1
+    bounds = np.concatenate([[0], np.cumsum(counts + 1)])
+    rows = np.repeat(np.arange(len(array)), counts)
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    every = np.ndarray((data.size - 7,), dtype="<u8", buffer=data, strides=(1,))
+    left = np.minimum(lengths[rows] - 8 * place, 8)
+    words = np.empty(int(bounds[-1]), dtype=np.uint64)
+    words[bounds[rows] + place] = every[starts[rows] + 8 * place] & _TAIL_MASKS.take(left)
+    view = data.data
+    for row in long.tolist():
+        first = int(starts[row])
+        words[bounds[row]] = xxhash.xxh3_64_intdigest(view[first : first + int(lengths[row])])
+    words[bounds[1:] - 1] = (
+        lengths if valid is None else np.where(valid, lengths.astype(np.uint64), NULL_WORD)
+    )
+    return words, bounds
 
 
 def _absorb_sliced(array: pa.Array, states: np.ndarray, exact: bool) -> None:
@@ -102,7 +144,7 @@ def _absorb_sliced(array: pa.Array, states: np.ndarray, exact: bool) -> None:
 def _absorb(array: pa.Array, states: np.ndarray, exact: bool) -> None:
     type = array.type
     if pa.types.is_null(type):
-        _absorb_word(states, np.full(len(array), _NULL), None)
+        _absorb_word(states, np.full(len(array), NULL_WORD), None)
     elif pa.types.is_boolean(type):
         _absorb_word(states, _bitmap(array, array.buffers()[1]).astype(np.uint64), _valid(array))
     elif pa.types.is_floating(type):
@@ -127,7 +169,7 @@ def _absorb(array: pa.Array, states: np.ndarray, exact: bool) -> None:
 
 
 def _absorb_word(states: np.ndarray, word: np.ndarray, valid: np.ndarray | None) -> None:
-    states ^= word if valid is None else np.where(valid, word, _NULL)
+    states ^= word if valid is None else np.where(valid, word, NULL_WORD)
     mix(states)
 
 
@@ -192,7 +234,7 @@ def _absorb_struct(array: pa.StructArray, states: np.ndarray, exact: bool) -> No
         _absorb(array.field(index), fields, exact)
     valid = _valid(array)
     if valid is not None:
-        fields[~valid] = _NULL
+        fields[~valid] = NULL_WORD
     states ^= fields
     mix(states)
 
@@ -206,7 +248,7 @@ def _absorb_lists(array: pa.Array, items: pa.Array, states: np.ndarray, exact: b
         offsets = array.offsets.to_numpy().astype(np.int64, copy=False)
     first, lengths = int(offsets[0]), np.diff(offsets)
     total = int(offsets[-1]) - first
-    hashes = np.full(total, _start(1), dtype=np.uint64)
+    hashes = np.full(total, start_state(1), dtype=np.uint64)
     _absorb_sliced(items.slice(first, total), hashes, exact)
     position = np.arange(total) - np.repeat(offsets[:-1] - first, lengths)
     hashes *= powers(_RATIO, int(lengths.max(initial=0))).take(position)
