@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from headwater.errors import ParameterError, SchemaMismatchError
-from headwater.lineage.fingerprint import RATIOS, _SECOND_LANE, Fingerprint, content_digest
+from headwater.lineage.fingerprint import RATIOS, SECOND_LANE, Fingerprint, content_digest
 from headwater.lineage.hashing import hash_columns, mix
 
 
@@ -19,7 +19,7 @@ def test_is_the_polynomial_it_claims_to_be():
     table = pa.table({"x": np.arange(40_000), "s": [str(i) for i in range(40_000)]})
     hashes = hash_columns(table.columns, exact=True)
     lanes = []
-    for words, ratio in zip((hashes, mix(hashes ^ _SECOND_LANE)), RATIOS):
+    for words, ratio in zip((hashes, mix(hashes ^ SECOND_LANE)), RATIOS):
         lane = 0
         for word in words.tolist():
             lane = (lane * ratio + word) % 2**64
