@@ -1,0 +1,21 @@
+"""The memory that an operator may hold before it leaves its work to the host."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from ..kernel import Context
+from .modules import on_device
+
+#: of a device's memory, what one operator holds of its input; it needs about three times as much while it works
+HELD_SHARE = 0.25
+
+
+def held_bytes(context: Context, xp: ModuleType) -> int:
+    """Return how many bytes of its input an operator may hold in the namespace's memory.
+
+    On a device that is a share of its memory; on the host, half of what the context allows.
+    """
+    if not on_device(xp):
+        return context.memory_bytes // 2
+    return int(xp.cuda.Device().mem_info[1] * HELD_SHARE)
