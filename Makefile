@@ -1,6 +1,6 @@
 # make demo    the whole way on generated data, to a trained model, on four local nodes, one of which is killed half-way
 # make test    every test; test-fast leaves out those that start processes
-# make check   what a reviewer would run first: style, layers, types
+# make check   what a reviewer would run first: style, layers, types; CUDA sources are compiled where there is nvcc
 # make bench   fourteen workloads beside Dask DataFrame, PySpark, Ray Data, DuckDB, Polars and Daft; exchanges; planning.
 #              Everything is installed in .venv-bench; PySpark needs Java
 # make bench-recovery   what killed nodes, slow workers and a killed scheduler cost, beside Dask DataFrame
@@ -57,6 +57,7 @@ check: $(VENV)/.installed-check
 	$(BIN)/lint-imports --no-logo --no-cache
 	@mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/headwater
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p headwater
+	$(BIN)/python tests/emulation/compile_sources.py
 
 format: $(VENV)/.installed-check
 	$(BIN)/ruff check --fix .

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from ..lineage.keys import lineage_key
+from ..ops.device import lowerings as lowerings
 from ..ops.device.operators import DeviceKernel, device_kernel
 from ..ops.device.transfer import ToDevice, ToHost, crosses
 from ..ops.training.train import TrainKernel

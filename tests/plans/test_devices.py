@@ -1,0 +1,224 @@
+"""Which operators a plan puts on a GPU, where rows cross, and that no cheaper way was overlooked."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater.errors import ParameterError
+from headwater.ops.device import operators
+from headwater.ops.device.operators import DeviceKernel, lowers
+from headwater.ops.device.transfer import ToDevice, ToHost
+from headwater.ops.kernel import Kernel
+from headwater.planner.device_costs import DeviceCosts
+from headwater.planner.devices import place_on_devices
+from headwater.planner.explain import physical_lines
+from headwater.planner.options import PlanOptions
+from headwater.planner.plan import (
+    BlockLeaf,
+    BroadcastLeaf,
+    Estimate,
+    Operator,
+    PhysicalPlan,
+    Stage,
+    Step,
+    UnionStep,
+    all_kernels,
+)
+
+SCHEMA = pa.schema([("x", pa.float64())])
+NESTED = pa.schema([("x", pa.list_(pa.float64()))])
+#: a crossing of s bytes takes 9 s seconds, and an operator there 8 s
+COSTS = DeviceCosts(link_rate=1.0, convert_rate=1.0, device_rate=1.0, launch=0.0, cores=8)
+
+
+@dataclass(frozen=True)
+class Both(Kernel):
+    """An operator that has a kernel on a device, and takes so many seconds a byte on the host."""
+
+    number: int = 0
+
+    @property
+    def label(self) -> str:
+        return f"both{self.number}"
+
+
+@dataclass(frozen=True)
+class OnlyHost(Both):
+    """One that has none."""
+
+    @property
+    def label(self) -> str:
+        return f"host{self.number}"
+
+
+@dataclass(frozen=True)
+class There(DeviceKernel):
+    """What it is on a device."""
+
+    kernel: Both
+
+    @property
+    def label(self) -> str:
+        return self.kernel.label
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    lowers(Both)(lambda kernel, schemas: There(kernel))
+    yield
+    del operators._LOWERERS[Both]
+
+
+def chain(*kernels: Kernel, sizes: Sequence[float] = (), schema: pa.Schema = SCHEMA) -> Operator:
+    """Operators over the blocks of stage 0, each leaving so many bytes; 100 without sizes."""
+    operator: Operator = BlockLeaf(0, 0, schema)
+    for kernel, size in zip(kernels, sizes or [100.0] * len(kernels)):
+        operator = Step(kernel, (operator,), schema, Estimate(1, size))
+    return operator
+
+
+def plan_of(operator: Operator, first: float = 100.0) -> PhysicalPlan:
+    """A stage that leaves so many bytes, one with the operator, and one that reads that."""
+    begin = Stage(0, "k0", "first", UnionStep((), SCHEMA), 1, SCHEMA, estimate=Estimate(1, first))
+    middle = Stage(1, "k1", "second", operator, 1, SCHEMA, estimate=Estimate(1, 1))
+    end = Stage(2, "k2", "third", BlockLeaf(1, 1, SCHEMA), 1, SCHEMA)
+    return PhysicalPlan((begin, middle, end), {"out": 2})
+
+
+def placed(operator: Operator, device: str = "gpu", first: float = 100.0, **rates: float) -> PhysicalPlan:
+    costs = replace(COSTS, host_rates={name: 1 / seconds for name, seconds in rates.items()})
+    return place_on_devices(plan_of(operator, first), PlanOptions(device=device, device_costs=costs))
+
+
+def names(plan: PhysicalPlan) -> list[str]:
+    return [
+        f"{kernel.label}@" if isinstance(kernel, There) else kernel.label
+        for kernel in all_kernels(plan.stages[1].operator)
+    ]
+
+
+def test_without_a_device_the_plan_stays_as_it_is():
+    plan = plan_of(chain(Both()))
+    assert place_on_devices(plan, PlanOptions()) is plan
+
+
+def test_whatever_has_a_kernel_goes_there_if_asked():
+    plan = placed(chain(Both(1), OnlyHost(2), Both(3), Both(4), sizes=(10, 20, 30, 40)))
+    assert names(plan) == [
+        "to device",
+        "both1@",
+        "to host",
+        "host2",
+        "to device",
+        "both3@",
+        "both4@",
+        "to host",
+    ]
+    stage = plan.stages[1]
+    assert (stage.device, stage.transfer.to_device, stage.transfer.to_host) == ("gpu", 100 + 20, 10 + 40)
+    assert any("on gpu: about 120 B there, 50 B back" in line for line in physical_lines(plan))
+    refusals = [event.detail for event in plan.trace if not event.fired]
+    assert refusals == ["second: host2 has no kernel there"]
+
+
+def test_only_what_is_worth_the_way_goes_there():
+    assert names(placed(chain(Both(1)), "auto", both1=10.0)) == ["both1"]
+    assert names(placed(chain(Both(1)), "auto", both1=100.0)) == ["to device", "both1@", "to host"]
+    # alone neither is worth it, together they are
+    assert names(placed(chain(Both(1)), "auto", both1=20.0)) == ["both1"]
+    assert names(placed(chain(Both(1), Both(2)), "auto", both1=20.0, both2=20.0)) == [
+        "to device", "both1@", "both2@", "to host"
+    ]  # fmt: skip
+
+
+def test_a_cheap_operator_between_dear_ones_stays_on_the_device():
+    plan = placed(chain(Both(1), Both(2), Both(3)), "auto", both1=99.0, both2=0.1, both3=99.0)
+    assert names(plan) == ["to device", "both1@", "both2@", "both3@", "to host"]
+
+
+def test_rows_cross_where_they_are_fewest():
+    plan = placed(chain(Both(1), Both(2), sizes=(1, 1000)), "auto", both1=99.0, both2=20.0)
+    assert names(plan) == ["to device", "both1@", "to host", "both2"]
+
+
+def test_nested_columns_stay_on_the_host():
+    assert names(placed(chain(Both(1), schema=NESTED))) == ["both1"]
+
+
+def test_broadcasts_are_read_by_the_host():
+    leaf = BroadcastLeaf(5, 0, SCHEMA)
+    plan = placed(Step(Both(1), (BlockLeaf(0, 0, SCHEMA), leaf), SCHEMA, Estimate(1, 1)))
+    top = plan.stages[1].operator
+    assert isinstance(top, Step)
+    assert isinstance(top.kernel, ToHost)
+    inputs = top.inputs[0].inputs
+    assert isinstance(inputs[0].kernel, ToDevice)
+    assert inputs[1] is leaf
+
+
+def test_branches_of_a_union_cross_together():
+    union = UnionStep(((chain(Both(1)), 1), (chain(Both(2)), 1)), SCHEMA)
+    plan = placed(Step(Both(3), (union,), SCHEMA, Estimate(1, 100)))
+    assert names(plan) == ["to device", "both1@", "to device", "both2@", "both3@", "to host"]
+
+
+def test_keys_of_what_a_device_made_are_their_own():
+    before, once, again = plan_of(chain(Both())), placed(chain(Both())), placed(chain(Both()))
+    changed = [a.key != b.key for a, b in zip(before.stages, once.stages)]
+    assert changed == [False, True, True]  # the stage, and who reads it
+    assert [stage.key for stage in once.stages] == [stage.key for stage in again.stages]
+
+
+def test_unknown_devices_are_refused():
+    with pytest.raises(ParameterError, match="gpu"):
+        PlanOptions(device="gpus")
+
+
+def seconds_of(operator: Operator, sizes: dict[int, float], rates: dict[str, float]) -> float:
+    """What a chain is expected to take, summed again from the costs' definition."""
+    if not isinstance(operator, Step):
+        return 0.0
+    below = operator.inputs[0]
+    read = below.estimate.bytes if isinstance(below, Step) else sizes[-1]
+    if isinstance(operator.kernel, ToDevice | ToHost):
+        cost = 9 * operator.estimate.bytes
+    elif isinstance(operator.kernel, There):
+        cost = 8 * read
+    else:
+        cost = rates[operator.kernel.label] * read
+    return cost + seconds_of(below, sizes, rates)
+
+
+def every_way(kernels: list[Both], sizes: list[float], first: float) -> Iterator[Operator]:
+    """Every assignment of sides, crossing only where neighbours differ; it begins and ends on the host."""
+    for sides in itertools.product((False, True), repeat=len(kernels)):
+        if any(side and isinstance(kernel, OnlyHost) for side, kernel in zip(sides, kernels)):
+            continue
+        operator, at, size = BlockLeaf(0, 0, SCHEMA), False, first
+        for side, kernel, left in zip(sides, kernels, sizes):
+            if side != at:
+                operator = Step(ToDevice() if side else ToHost(), (operator,), SCHEMA, Estimate(1, size))
+            operator = Step(There(kernel) if side else kernel, (operator,), SCHEMA, Estimate(1, left))
+            at, size = side, left
+        yield Step(ToHost(), (operator,), SCHEMA, Estimate(1, size)) if at else operator
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.floats(1, 500), st.floats(0.01, 200)), min_size=1, max_size=6),
+    st.floats(1, 500),
+)
+def test_no_way_is_cheaper(steps, first):
+    kernels = [(Both if both else OnlyHost)(number) for number, (both, _, _) in enumerate(steps)]
+    sizes = [size for _, size, _ in steps]
+    rates = {kernel.label: seconds for kernel, (_, _, seconds) in zip(kernels, steps)}
+    chosen = placed(chain(*kernels, sizes=sizes), "auto", first, **rates).stages[1].operator
+    known = {-1: first}
+    best = min(seconds_of(way, known, rates) for way in every_way(kernels, sizes, first))
+    assert seconds_of(chosen, known, rates) == pytest.approx(best)
