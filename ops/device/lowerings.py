@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import map_batches
+from . import filter, join, map_batches, project, sort, top_k, transform
 
-__all__ = ["map_batches"]
+__all__ = ["filter", "join", "map_batches", "project", "sort", "top_k", "transform"]
