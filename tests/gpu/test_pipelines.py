@@ -1,0 +1,128 @@
+"""Whole pipelines give on a GPU the rows they give on the host, and the same bytes each time."""
+
+from __future__ import annotations
+
+import os
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+import headwater as hw
+from headwater import col
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+DATA = Path(os.environ.get("HEADWATER_DATA", Path(__file__).parents[3] / "shared" / "data"))
+ROWS = 6000
+RNG = np.random.default_rng(5)
+ORDERS = pa.table(
+    {
+        "order": RNG.permutation(ROWS),
+        "customer": pa.array(RNG.integers(0, 300, ROWS), mask=RNG.random(ROWS) < 0.02),
+        "price": pa.array(RNG.lognormal(3, 1, ROWS).round(2), mask=RNG.random(ROWS) < 0.05),
+        "day": pa.array(RNG.integers(0, 400, ROWS).astype("int32")).cast(pa.date32()),
+        "mode": pa.array([["air", "ship", "rail", None][i] for i in RNG.integers(0, 4, ROWS)]),
+    }
+)
+CUSTOMERS = pa.table({"customer": np.arange(0, 300, 2), "age": RNG.integers(18, 90, 150)})
+
+
+@pytest.fixture(scope="module")
+def device(xp) -> Any:
+    """What makes a session take the device of the tests for a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADWATER_BACKEND", "cupy")
+        yield
+
+
+def run(outputs: dict[str, Any], device: str) -> tuple[dict[str, pa.Table], dict[str, str], Any]:
+    options = hw.PlanOptions(partition_bytes=64 << 10)
+    with (
+        hw.Session("inline", device=device, options=options, journal=False) as session,
+        session.run(outputs) as result,
+    ):
+        names = result.outputs
+        return (
+            {name: result.table(name) for name in names},
+            {name: result.digest(name) for name in names},
+            result.report,
+        )
+
+
+def assert_same(got: pa.Table, expected: pa.Table, tolerance: float = 1e-9) -> None:
+    """The same rows in the same order: floats within a tolerance, all else exactly."""
+    assert got.schema == expected.schema
+    assert got.num_rows == expected.num_rows
+    for name in expected.schema.names:
+        mine, theirs = got[name].combine_chunks(), expected[name].combine_chunks()
+        if pa.types.is_floating(theirs.type):
+            assert pc.is_null(mine).equals(pc.is_null(theirs)), name
+            np.testing.assert_allclose(
+                mine.drop_null().to_numpy(), theirs.drop_null().to_numpy(), rtol=tolerance, err_msg=name
+            )
+        else:
+            assert mine.equals(theirs), name
+
+
+def orders() -> hw.Dataset:
+    return hw.from_arrow(ORDERS, partitions=3)
+
+
+def outputs_of(name: str) -> dict[str, Any]:
+    rows = orders().filter((col("price") > 5) & (col("mode") != "rail"))
+    rows = rows.with_columns(total=col("price") * 1.19, month=col("day").dt.month())
+    if name == "aggregates":
+        return {
+            "by_month": rows.group_by("month", "mode").agg(
+                n=hw.count(),
+                total=hw.sum("total"),
+                mean=col("price").mean(),
+                least=col("price").min(),
+                most=col("order").max(),
+                spread=col("price").std(),
+            ),
+            "all": rows.agg(n=hw.count(), total=hw.sum("total")),
+        }
+    if name == "joins":
+        customers = hw.from_arrow(CUSTOMERS)
+        return {
+            how: rows.join(customers, on="customer", how=how) for how in ("inner", "left", "semi", "anti")
+        }
+    if name == "order":
+        return {
+            "sorted": rows.sort("mode", "price", "order"),
+            "top": rows.sort("total", "order", descending=[True, False]).limit(20),
+            "distinct": rows.select("customer", "mode").distinct(),
+        }
+    if name == "repartitioned":
+        return {"hashed": rows.repartition(5, by="customer"), "dealt": rows.repartition(4)}
+    chain = hw.prep.Standardize("price") | hw.prep.OneHot("mode", unseen="ignore", nulls="ignore")
+    return {"prepared": chain.fit_transform(rows.select("price", "mode", "order"))}
+
+
+@pytest.mark.parametrize("name", ["aggregates", "joins", "order", "repartitioned", "prepared"])
+def test_rows_are_those_of_the_host(device, name):
+    expected, _, before = run(outputs_of(name), "cpu")
+    got, digests, report = run(outputs_of(name), "gpu")
+    for output, table in expected.items():
+        assert_same(got[output], table)
+    assert sum(stage.to_device_bytes for stage in report.stages) > 0
+    assert sum(stage.to_device_bytes for stage in before.stages) == 0
+    assert run(outputs_of(name), "gpu")[1] == digests
+
+
+@pytest.mark.parametrize("name", ["flights", "adult_model"])
+def test_examples(device, name):
+    data = DATA / "nycflights13" if name == "flights" else DATA
+    if not data.exists():
+        pytest.skip("the examples' data is not here")
+    made = runpy.run_path(str(EXAMPLES / f"{name}.py"))[name](data=str(data))
+    outputs = {key: value for key, value in made.items() if key != "model"}
+    expected, _, _ = run(outputs, "cpu")
+    got, _, _ = run(outputs, "gpu")
+    for output, table in expected.items():
+        assert_same(got[output], table, 1e-6)
