@@ -20,6 +20,7 @@ from .dask_executor import DaskExecutor
 from .executor import Executor
 from .fork_server import warm_up
 from .nodes.private_scratch import adopt_private_scratch, make_private_scratch
+from .quiet_logs import be_as_before, be_quiet
 from .spawn import keep_main_out_of_workers
 from .versions import check_versions
 from .workers.interrupts import LeaveInterrupts
@@ -50,14 +51,30 @@ class HeadwaterCluster(LocalCluster):
 
     scratch: Path | None = None
     scratch_to_remove: Path | None = None
+    _quiet = False
+
+    def __init__(self, **options: Any):
+        be_quiet()
+        self._quiet = True
+        try:
+            super().__init__(**options)
+        except BaseException:
+            self._end_quiet()
+            raise
 
     def close(self, timeout: float | None = None) -> Any:
         """Stop the processes and remove the scratch folder if it was made for this cluster."""
         try:
             return super().close(timeout)
         finally:
+            self._end_quiet()
             if self.scratch_to_remove is not None:
                 shutil.rmtree(self.scratch_to_remove, ignore_errors=True)
+
+    def _end_quiet(self) -> None:
+        if self._quiet:
+            self._quiet = False
+            be_as_before()
 
 
 def start_local(
