@@ -72,8 +72,8 @@ def optimizer_step(
         xp,
         "optimizer_steps",
         "optimizer_step",
-        T="float" if params.dtype == np.float32 else "double",
-        W=width,
+        REAL="float" if params.dtype == np.float32 else "double",
+        LANES=width,
         LAST=last.name,
         **macros,
     )

@@ -1,27 +1,25 @@
-// build: -DT=float -DW=4 -DLAST=DESCENT
-// build: -DT=float -DW=4 -DLAST=MOMENTUM
-// build: -DT=float -DW=4 -DLAST=NESTEROV
-// build: -DT=float -DW=4 -DLAST=ADAGRAD
-// build: -DT=float -DW=4 -DLAST=ADAM
-// build: -DT=float -DW=4 -DLAST=LION
-// build: -DT=float -DW=4 -DLAST=DIRECTION
-// build: -DT=float -DW=4 -DLAST=KEEP
-// build: -DT=float -DW=1 -DLAST=ADAM
-// build: -DT=float -DW=4 -DFIRST=DECAY -DLAST=ADAM
-// build: -DT=float -DW=4 -DFIRST=DECAY -DLAST=LION
-// build: -DT=float -DW=4 -DFIRST=ADD_PARAMS -DLAST=DESCENT
-// build: -DT=float -DW=4 -DFIRST=SCALE -DSECOND=CLIP -DTHIRD=ADD_PARAMS -DLAST=ADAM
-// build: -DT=double -DW=2 -DLAST=DESCENT
-// build: -DT=double -DW=2 -DLAST=NESTEROV
-// build: -DT=double -DW=2 -DLAST=ADAGRAD
-// build: -DT=double -DW=2 -DLAST=ADAM
-// build: -DT=double -DW=2 -DFIRST=DECAY -DLAST=LION
-// build: -DT=double -DW=1 -DFIRST=SCALE -DLAST=DIRECTION
+// build: -DREAL=float -DLANES=4 -DLAST=DESCENT
+// build: -DREAL=float -DLANES=4 -DLAST=MOMENTUM
+// build: -DREAL=float -DLANES=4 -DLAST=NESTEROV
+// build: -DREAL=float -DLANES=4 -DLAST=ADAGRAD
+// build: -DREAL=float -DLANES=4 -DLAST=ADAM
+// build: -DREAL=float -DLANES=4 -DLAST=LION
+// build: -DREAL=float -DLANES=4 -DLAST=DIRECTION
+// build: -DREAL=float -DLANES=1 -DLAST=ADAM
+// build: -DREAL=float -DLANES=4 -DFIRST=DECAY -DLAST=ADAM
+// build: -DREAL=float -DLANES=4 -DFIRST=DECAY -DLAST=LION
+// build: -DREAL=float -DLANES=4 -DFIRST=ADD_PARAMS -DLAST=DESCENT
+// build: -DREAL=float -DLANES=4 -DFIRST=SCALE -DSECOND=CLIP -DTHIRD=ADD_PARAMS -DLAST=ADAM
+// build: -DREAL=double -DLANES=2 -DLAST=DESCENT
+// build: -DREAL=double -DLANES=2 -DLAST=ADAM
+// build: -DREAL=double -DLANES=1 -DFIRST=SCALE -DLAST=DIRECTION
 //
 // One step of an optimizer on each element: up to three changes before (FIRST, SECOND, THIRD, with one number each: a,
 // b, c), then the step itself (LAST, with numbers n0 to n4 and state arrays s and t). Each is written operation by
 // operation as its part in ops/optim, in the type of the parameters; nothing is contracted, so bits are NumPy's.
 // Other combinations than those above are compiled when a chain asks for them.
+
+typedef REAL T;
 
 #ifndef FIRST
 #define FIRST NOTHING
@@ -59,20 +57,20 @@
 __device__ __forceinline__ float root(float x) { return sqrtf(x); }
 __device__ __forceinline__ double root(double x) { return sqrt(x); }
 
-struct __align__(sizeof(T) * W) Pack { T v[W]; };
+struct __align__(sizeof(T) * LANES) Pack { T v[LANES]; };
 
 // params, s and t are changed in place; kept gets the gradient as it was left, where that is wanted. Arrays that a
 // step doesn't have aren't touched: slots says how many there are; moves, whether params change.
 extern "C" __global__ void optimizer_step(T *params, const T *grads, T *first_slot, T *second_slot, T *kept,
                                           int slots, int moves, int keep, long long n, T a, T b, T c, T n0, T n1,
                                           T n2, T n3, T n4) {
-    long long begin = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * W;
-    if (begin + W <= n) {
+    long long begin = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * LANES;
+    if (begin + LANES <= n) {
         Pack param = *(const Pack *)(params + begin), grad = *(const Pack *)(grads + begin), one, two;
         if (slots > 0) one = *(const Pack *)(first_slot + begin);
         if (slots > 1) two = *(const Pack *)(second_slot + begin);
 #pragma unroll
-        for (int i = 0; i < W; ++i) {
+        for (int i = 0; i < LANES; ++i) {
             T p = param.v[i], g = grad.v[i], s = one.v[i], t = two.v[i];
             FIRST(a) SECOND(b) THIRD(c)
             { LAST }
