@@ -63,7 +63,7 @@ def _tiles(table: DeviceTable, tiles: int, xp: ModuleType) -> np.ndarray:
     out = xp.empty((tiles, 2), dtype=np.uint64)
     lead, rows = np.int64(tiles * TILE - table.rows), np.int64(table.rows)
     args = (*packed.args, SECOND_LANE, lead, rows, np.int32(_STEPS), xp.asarray(_weights()), out)
-    kernel(xp, "row_hash", "fingerprint_tiles")((tiles,), (256,), args)
+    kernel(xp, "row_hash", "fingerprint_tiles", BITS=32)((tiles,), (256,), args)
     return to_host(out)
 
 

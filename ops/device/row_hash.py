@@ -51,28 +51,34 @@ def hash_rows(columns: Sequence[DeviceColumn], xp: ModuleType, exact: bool = Fal
     if rows:
         packed = PackedColumns(columns, xp)
         args = [*packed.args, np.int32(exact), np.int64(rows), out]
-        launch(kernel(xp, "row_hash", "hash_rows"), rows, args, each=EACH)
+        launch(kernel(xp, "row_hash", "hash_rows", BITS=32), rows, args, each=EACH)
     return out
 
 
 def hash_segments(columns: Sequence[DeviceColumn], parts: int, xp: ModuleType) -> Array:
     """Return the segment, below ``parts``, that a `HashPartitioner` with these keys gives each row.
 
-    Traffic: as `hash_rows`, with 4 bytes for the result.
+    Traffic: as `hash_rows`, with 1, 2 or 4 bytes for the result.
 
     Returns:
-        Shape (rows,), dtype uint32.
+        Shape (rows,), of the dtype that `segment_type` gives.
     """
-    rows = len(columns[0])
+    rows, dtype = len(columns[0]), segment_type(parts)
     if not on_device(xp):
         half = np.uint64(32)
-        return (((_hash(columns, False) >> half) * np.uint64(parts)) >> half).astype(np.uint32)
-    out = xp.empty(rows, dtype=np.uint32)
+        return (((_hash(columns, False) >> half) * np.uint64(parts)) >> half).astype(dtype)
+    out = xp.empty(rows, dtype=dtype)
     if rows:
         packed = PackedColumns(columns, xp)
         args = [*packed.args, np.int32(parts), np.int64(rows), out]
-        launch(kernel(xp, "row_hash", "hash_segments"), rows, args, each=EACH)
+        function = kernel(xp, "row_hash", "hash_segments", BITS=8 * dtype.itemsize)
+        launch(function, rows, args, each=EACH)
     return out
+
+
+def segment_type(parts: int) -> np.dtype:
+    """Return the narrowest dtype for numbers below ``parts``: uint8, uint16 or uint32."""
+    return np.min_scalar_type(max(parts - 1, 0))
 
 
 class PackedColumns:

@@ -1,3 +1,6 @@
+// build: -DBITS=8
+// build: -DBITS=16
+// build: -DBITS=32
 // Row hashes: all columns are absorbed in one pass, and what the hash is for is made of it in registers.
 //
 // ``columns`` has five words a column: where the values lie, where the validity bytes lie (0: there are none), the
@@ -5,6 +8,13 @@
 // row_hash.py. A block takes 1024 rows, a thread four of them.
 
 typedef unsigned long long Word;
+#if BITS == 8
+typedef unsigned char Segment;
+#elif BITS == 16
+typedef unsigned short Segment;
+#else
+typedef unsigned Segment;
+#endif
 
 #define THREADS 256
 #define EACH 4
@@ -110,16 +120,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) hash_rows(const Word *colu
     }
 }
 
-// Writes the segment of each row, below ``parts``.
+// Writes the segment of each row, below ``parts``, in BITS bits.
 extern "C" __global__ void __launch_bounds__(THREADS) hash_segments(const Word *columns, int count, Word start, int parts,
-                                                                    long long rows, unsigned *out) {
+                                                                    long long rows, Segment *out) {
     long long first = (long long)blockIdx.x * (THREADS * EACH);
     Word states[EACH];
     hash_block(columns, count, start, 0, first, rows, states);
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
         long long row = first + i * THREADS + threadIdx.x;
-        if (row < rows) out[row] = (unsigned)((states[i] >> 32) * (Word)parts >> 32);
+        if (row < rows) out[row] = (Segment)((states[i] >> 32) * (Word)parts >> 32);
     }
 }
 
