@@ -1,0 +1,212 @@
+"""Join on a device: a table of the right rows' keys, probed by the left ones; pairs in the host's order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+
+from ..backend import Array, array_namespace
+from ..join import JoinKernel
+from ..kernel import Broadcast, Context
+from ..morsels import drained
+from . import column as columns_of
+from .column import DeviceColumn
+from .compaction import compact, compact_table
+from .gather import take_or_null
+from .key_index import DeviceKeyIndex
+from .memory_bound import held_bytes
+from .modules import kernel, launch, on_device
+from .operators import DeviceKernel, DeviceStream, Lowered, lowers
+from .sort import device_tables, hold, on_host
+from .table import DeviceTable, concat, to_device
+from .transfer import UNIT_ROWS, crosses
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The right rows: whether they fit, their index (None if there are no rows), and their payload."""
+
+    fits: bool
+    index: DeviceKeyIndex | None = None
+    payload: DeviceTable | None = None
+
+
+@dataclass(frozen=True)
+class DeviceJoin(DeviceKernel):
+    """Indexes the right input by its keys and streams the left one past it; what doesn't fit, the host joins.
+
+    Attributes:
+        kernel: the host's.
+        held: bytes of right rows that may be held on the device; None takes `held_bytes`.
+    """
+
+    kernel: JoinKernel
+    held: int | None = None
+
+    def run(self, inputs: Sequence[DeviceStream | Broadcast], context: Context) -> DeviceStream:
+        xp, host = array_namespace(), self.kernel
+        limit = held_bytes(context, xp) if self.held is None else self.held
+        left, right = device_tables(inputs[0], xp), inputs[1]
+        if isinstance(right, Broadcast):
+            whole = right
+            name = f"device join {xp.__name__} {limit} {host.right_on} {host.right_columns}"
+            side = right.once(name, lambda: self._broadcast(whole, limit, xp))
+            if not side.fits:
+                yield from on_host(host, [left, right], context, xp)
+                return
+        else:
+            stream = (table.select(self._needed) for table in device_tables(right, xp))
+            held, fits = hold(stream, limit)
+            if not fits:
+                yield from on_host(host, [left, chain(drained(held), stream)], context, xp)
+                return
+            side = self._side(held, xp)
+        yield from self._probe(left, side, xp)
+
+    @property
+    def label(self) -> str:
+        return self.kernel.label
+
+    @property
+    def _needed(self) -> list[str]:
+        columns = self.kernel.right_columns
+        return list(dict.fromkeys([*self.kernel.right_on, *(name for name, _ in columns)]))
+
+    def _broadcast(self, right: Broadcast, limit: int, xp: ModuleType) -> _Side:
+        held, fits = hold((to_device(table.select(self._needed), xp) for table in right), limit)
+        return self._side(held, xp) if fits else _Side(False)
+
+    def _side(self, held: list[DeviceTable], xp: ModuleType) -> _Side:
+        held = [table for table in held if table.rows]
+        if not held:
+            return _Side(True)
+        right = concat(held, xp)
+        index = DeviceKeyIndex([right.column(name) for name in self.kernel.right_on], xp)
+        return _Side(True, index, right.select([name for name, _ in self.kernel.right_columns]))
+
+    def _probe(self, left: Iterable[DeviceTable], side: _Side, xp: ModuleType) -> DeviceStream:
+        how = self.kernel.how
+        for table in left:
+            if side.index is None or side.payload is None:
+                if how in ("left", "anti"):
+                    yield self._output(table, self._nulls(table.rows, xp))
+                continue
+            codes = side.index.lookup([table.column(name) for name in self.kernel.left_on])
+            if how in ("semi", "anti"):
+                made = [
+                    self._output(compact_table(table, codes >= 0 if how == "semi" else codes < 0, xp), [])
+                ]
+            elif side.index.unique and how == "inner":
+                found = codes >= 0
+                matches = side.payload.take(compact([codes], found, xp)[0])
+                made = [self._output(compact_table(table, found, xp), matches.columns)]
+            elif side.index.unique:
+                made = [self._output(table, [take_or_null(c, codes, xp) for c in side.payload.columns])]
+            else:
+                yield from self._pairs(table, codes, side.index, side.payload, xp)
+                continue
+            yield from (output for output in made if output.rows)
+
+    def _pairs(
+        self, table: DeviceTable, codes: Array, index: DeviceKeyIndex, payload: DeviceTable, xp: ModuleType
+    ) -> DeviceStream:
+        """Put each left row beside all of its matches, `UNIT_ROWS` pairs at a time."""
+        outer = self.kernel.how == "left"
+        ends = pair_ends(codes, index, outer, xp)
+        total = int(ends[-1])
+        for start in range(0, total, UNIT_ROWS):
+            rows, matches = pairs(codes, ends, index, start, min(start + UNIT_ROWS, total), xp)
+            if outer:
+                taken = [take_or_null(column, matches, xp) for column in payload.columns]
+            else:
+                taken = [column.take(matches) for column in payload.columns]
+            yield self._output(table.take(rows), taken)
+
+    def _output(self, left: DeviceTable, right: Sequence[DeviceColumn]) -> DeviceTable:
+        return DeviceTable((*left.columns, *right), self.kernel.schema, left.rows)
+
+    def _nulls(self, rows: int, xp: ModuleType) -> list[DeviceColumn]:
+        """The right columns where nothing matches."""
+        kept = len(self.kernel.schema) - len(self.kernel.right_columns)
+        missing = xp.full(rows, -1, dtype=np.int64)
+        none = [
+            columns_of.to_device(pa.array([], field.type), xp) for field in list(self.kernel.schema)[kept:]
+        ]
+        return [take_or_null(column, missing, xp) for column in none]
+
+
+def pair_ends(codes: Array, index: DeviceKeyIndex, outer: bool, xp: ModuleType) -> Array:
+    """Return where the pairs of each left row end.
+
+    Traffic, in bytes a row: 16, a span of 16 from anywhere, and 16 for the running sum.
+
+    Args:
+        codes: as the index looks them up, shape (rows,).
+        index: of keys that aren't unique.
+        outer: whether a row without a match makes a pair.
+        xp: NumPy or CuPy.
+
+    Returns:
+        Shape (rows,), int64.
+    """
+    assert index.spans is not None
+    rows = int(codes.shape[0])
+    if on_device(xp):
+        counts = xp.empty(rows, dtype=np.int64)
+        args = [codes, np.int64(rows), index.spans, np.int32(outer), counts]
+        launch(kernel(xp, "join", "count_pairs"), rows, args)
+        return xp.cumsum(counts)
+    places = 2 * np.maximum(codes, 0)
+    counts = index.spans[places + 1] - index.spans[places]
+    return np.cumsum(np.where(codes < 0, np.int64(outer), counts))
+
+
+def pairs(
+    codes: Array, ends: Array, index: DeviceKeyIndex, start: int, stop: int, xp: ModuleType
+) -> tuple[Array, Array]:
+    """Return some of the pairs, in the order of left rows, and of right rows for each.
+
+    Traffic, in bytes a pair: 24; and for each left row 16, and a span of 16 from anywhere.
+
+    Args:
+        codes: as the index looks them up, shape (rows,).
+        ends: of `pair_ends`, shape (rows,).
+        index: of keys that aren't unique.
+        start, stop: numbers of pairs.
+        xp: NumPy or CuPy.
+
+    Returns:
+        The left row and the right row of each pair, -1 for none; shape (stop - start,), int64.
+    """
+    assert index.spans is not None
+    assert index.rows is not None
+    count = stop - start
+    if on_device(xp):
+        left, right = xp.empty(count, dtype=np.int64), xp.empty(count, dtype=np.int64)
+        args = [codes, ends, np.int64(codes.shape[0]), index.spans, index.rows]
+        args += [np.int64(start), np.int64(stop), left, right]
+        launch(kernel(xp, "join", "expand_pairs"), count, args, each=4)
+        return left, right
+    places = np.arange(start, stop)
+    left = np.searchsorted(ends, places, side="right")
+    ranks = places - np.where(left > 0, ends[left - 1], 0)
+    found = codes[left] >= 0
+    right = np.full(count, -1, np.int64)
+    right[found] = index.rows[index.spans[2 * codes[left[found]]] + ranks[found]]
+    return left, right
+
+
+@lowers(JoinKernel)
+def lower_join(host: JoinKernel, schemas: Sequence[pa.Schema]) -> Lowered:
+    """Join on the device rows that have a place there."""
+    left, right = schemas
+    for name in host.left_on:
+        if pa.types.is_dictionary(left.field(name).type):
+            return f"{name!r} is {left.field(name).type}, which isn't matched"
+    needed = dict.fromkeys([*host.right_on, *(name for name, _ in host.right_columns)])
+    return crosses(left) or crosses(pa.schema([right.field(name) for name in needed])) or DeviceJoin(host)
