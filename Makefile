@@ -8,6 +8,8 @@
 # make bench-training   a training step and kills beside PyTorch's DDP, and the RDD paper's experiments
 # make chaos   pipelines under random schedules of faults, compared byte by byte: 200 with shuffles, 100 that train,
 #              and 25 that train with sharded optimizer state
+# make gpu     on a machine with a GPU, CuPy and PyTorch, without internet: tests of everything that runs on it, then
+#              benchmarks, a table last. Other packages may come as wheels in a folder: make gpu WHEELS=wheels
 # make clean   everything that these targets made
 
 PYTHON ?= python3
@@ -17,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 BENCH := .venv-bench
 WORKERS ?= 4
 
-.PHONY: demo test test-fast check format bench bench-recovery bench-training bench-scaling chaos clean
+.PHONY: demo test test-fast check format bench bench-recovery bench-training bench-scaling chaos gpu clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -95,7 +97,21 @@ chaos: $(VENV)/.installed
 	$(BIN)/headwater chaos tests/fault/training_pipeline.py --param inputs=.chaos/training --steps 84 --runs $(TRAINING_RUNS) --seed $(SEED) --json .chaos/training.json
 	$(BIN)/headwater chaos tests/fault/training_pipeline.py --param inputs=.chaos/training --param sharded=true --steps 84 --runs $(SHARDED_RUNS) --seed $(SEED) --json .chaos/sharded.json
 
+# A machine with a GPU has CuPy and PyTorch already, for its own driver: they stay as they are.
+GPU_SITE := .gpu
+WHEELS ?= wheels
+GPU_ROWS ?= 20000000
+gpu:
+	@mkdir -p $(GPU_SITE) && ln -sfn .. $(GPU_SITE)/headwater
+	@if ls $(WHEELS)/*.whl >/dev/null 2>&1; then \
+	    $(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $(GPU_SITE) $(WHEELS)/*.whl; fi
+	PYTHONPATH=$(GPU_SITE) $(PYTHON) -m pytest -p no:cacheprovider tests/gpu
+	PYTHONPATH=$(GPU_SITE) $(PYTHON) benchmarks/device_costs.py
+	PYTHONPATH=$(GPU_SITE) $(PYTHON) benchmarks/gpu_pipeline.py --rows $(GPU_ROWS) --kill
+	PYTHONPATH=$(GPU_SITE) $(PYTHON) benchmarks/gpu_training.py --rows $(GPU_ROWS)
+	PYTHONPATH=$(GPU_SITE) $(PYTHON) benchmarks/gpu_kernels.py
+
 clean:
-	rm -rf $(VENV) $(BENCH) build dist *.egg-info .demo .bench .chaos
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info .demo .bench .chaos .gpu
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

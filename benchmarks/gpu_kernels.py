@@ -1,0 +1,181 @@
+"""Device kernels: bytes a second beside a plain copy's, and times beside CuPy's and PyTorch's nearest operations.
+
+Memory-bound kernels are to reach 60% of the bandwidth of a copy, counting only what they must move. Group-by, join and
+sort are timed beside what CuPy and PyTorch have for it; both are given keys and values in arrays, without nulls.
+Times are medians of events on the device, after a first call that compiles.
+
+    python benchmarks/gpu_kernels.py --rows 50000000
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import cupy
+import markdown
+import numpy as np
+import pyarrow as pa
+
+from headwater.ops import optim
+from headwater.ops.backend import use_backend
+from headwater.ops.device import lowerings as lowerings
+from headwater.ops.device.column import DeviceColumn
+from headwater.ops.device.compaction import compact
+from headwater.ops.device.fusion import lower_expressions
+from headwater.ops.device.grouping import group
+from headwater.ops.device.key_index import DeviceKeyIndex
+from headwater.ops.device.partition import hash_partition
+from headwater.ops.device.segmented import sums
+from headwater.ops.device.sort import sort_order
+from headwater.ops.device.table import DeviceTable
+from headwater.ops.expressions import col
+
+Call = Callable[[], Any]
+#: segments of the hash partition
+PARTS = 64
+
+
+def milliseconds(call: Call, turns: int) -> float:
+    """The median time of a call on the device."""
+    call()
+    taken = []
+    for _ in range(turns):
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        taken.append(cupy.cuda.get_elapsed_time(begin, end))
+    return max(statistics.median(taken), 1e-6)
+
+
+def table_of(**arrays: Any) -> DeviceTable:
+    """A table of arrays of the device, without nulls."""
+    columns = tuple(DeviceColumn(pa.from_numpy_dtype(array.dtype), array) for array in arrays.values())
+    schema = pa.schema([(name, column.type) for name, column in zip(arrays, columns)])
+    return DeviceTable(columns, schema, len(columns[0]))
+
+
+def memory_bound(rows: int) -> dict[str, tuple[float, Call]]:
+    """Each kernel with the bytes it must move."""
+    rng = np.random.default_rng(0)
+    a, b, c = (cupy.asarray(rng.normal(size=rows)) for _ in range(3))
+    keys = cupy.asarray(rng.integers(0, 1 << 40, rows))
+    keep = cupy.asarray(rng.random(rows) < 0.5)
+    kept = int(keep.sum())
+    table = table_of(key=keys, a=a, b=b)
+    plan = lower_expressions([col("a") * (1 - col("b")) + col("c")], table_of(a=a, b=b, c=c).schema)
+    assert not isinstance(plan, str)
+    rows_of_three = table_of(a=a, b=b, c=c)
+    adam = optim.adam(1e-3)
+    params = {"w": a.astype(cupy.float32)}
+    grads, state = {"w": b.astype(cupy.float32)}, adam.init(params)
+    return {
+        "copy (8 bytes a row)": (16.0 * rows, lambda: a.copy()),
+        "filter, 3 columns, half kept": (
+            rows + 24.0 * (rows + kept),
+            lambda: compact([keys, a, b], keep, cupy),
+        ),
+        "a * (1 - b) + c": (32.0 * rows, lambda: plan.run(rows_of_three, cupy)),
+        f"hash partition into {PARTS}, 3 columns": (
+            8.0 * rows + 48.0 * rows,
+            lambda: hash_partition(table, ("key",), PARTS, cupy),
+        ),
+        "Adam, float32": (28.0 * rows, lambda: adam.update(grads, state, params, 1)),
+    }
+
+
+def torch_of(array: Any) -> Any:
+    """The same memory as a tensor."""
+    import torch
+
+    return torch.from_dlpack(array)
+
+
+def relational(rows: int) -> dict[str, dict[str, Call]]:
+    """Each operation in Headwater, CuPy and PyTorch."""
+    import torch
+
+    rng = np.random.default_rng(1)
+    values = cupy.asarray(rng.normal(size=rows))
+    jobs: dict[str, dict[str, Call]] = {}
+    for groups in (16, 1_000, rows // 10):
+        keys = cupy.asarray(rng.integers(0, groups, rows))
+        column = DeviceColumn(pa.int64(), keys)
+        tensor, weights = torch_of(keys), torch_of(values)
+
+        def ours(column: DeviceColumn = column) -> Any:
+            return sums(values, group([column], rows, cupy))
+
+        def by_cupy(keys: Any = keys) -> Any:
+            _, codes = cupy.unique(keys, return_inverse=True)
+            return cupy.bincount(codes, weights=values)
+
+        def by_torch(tensor: Any = tensor, weights: Any = weights) -> Any:
+            _, codes = torch.unique(tensor, return_inverse=True)
+            return torch.zeros(int(codes.max()) + 1, dtype=torch.float64, device=tensor.device).scatter_add_(
+                0, codes, weights
+            )
+
+        jobs[f"sum by {groups:,} keys"] = {"Headwater": ours, "CuPy": by_cupy, "PyTorch": by_torch}
+
+    wide = cupy.asarray(rng.integers(0, 1 << 62, rows).astype(np.uint64))
+    wide_tensor = torch_of(wide.view(cupy.int64))
+    jobs["order of 64-bit keys"] = {
+        "Headwater": lambda: sort_order([wide], rows, cupy),
+        "CuPy": lambda: cupy.argsort(wide),
+        "PyTorch": lambda: torch.sort(wide_tensor, stable=True),
+    }
+
+    small = max(1, rows // 10)
+    build = cupy.asarray(rng.permutation(small))
+    probe = cupy.asarray(rng.integers(0, small, rows))
+    left, right = DeviceColumn(pa.int64(), probe), DeviceColumn(pa.int64(), build)
+    build_tensor, probe_tensor = torch_of(build), torch_of(probe)
+
+    def joined() -> Any:
+        return DeviceKeyIndex([right], cupy).lookup([left])
+
+    def joined_by_cupy() -> Any:
+        order = cupy.argsort(build)
+        return order[cupy.searchsorted(build[order], probe)]
+
+    def joined_by_torch() -> Any:
+        ordered, order = torch.sort(build_tensor)
+        return order[torch.searchsorted(ordered, probe_tensor)]
+
+    jobs[f"join to {small:,} unique keys"] = {
+        "Headwater": joined,
+        "CuPy": joined_by_cupy,
+        "PyTorch": joined_by_torch,
+    }
+    return jobs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=50_000_000)
+    parser.add_argument("--turns", type=int, default=15)
+    options = parser.parse_args()
+    with use_backend("cupy"):
+        rows = []
+        copied = 0.0
+        for name, (moved, call) in memory_bound(options.rows).items():
+            rate = moved / milliseconds(call, options.turns) / 1e6
+            copied = copied or rate
+            rows.append([name, moved / 1e9, rate, f"{100 * rate / copied:.0f}%"])
+        print(markdown.table(["kernel", "GB", "GB/s", "of a copy"], rows), flush=True)
+        lines = []
+        for name, engines in relational(options.rows).items():
+            taken = {engine: milliseconds(call, options.turns) for engine, call in engines.items()}
+            lines.append([name, *taken.values()])
+        print(markdown.table(["operation", "Headwater, ms", "CuPy, ms", "PyTorch, ms"], lines))
+
+
+if __name__ == "__main__":
+    main()
