@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +20,7 @@ import pyarrow as pa
 from .arguments import whole
 from .errors import ClusterError, HeadwaterError, ParameterError, TypeMismatchError, did_you_mean
 from .ops.node import Node
-from .planner.options import PlanOptions
+from .planner.options import DEVICES, PlanOptions
 
 if TYPE_CHECKING:
     from .planner.plan import PhysicalPlan
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 TASK_BYTES = 256 << 20
 #: anonymous memory, in bytes, of an idle worker process
 WORKER_BASE_BYTES = 112 << 20
+#: logical workers of a session in this process, where nobody says how many
+INLINE_WORKERS = 4
 
 
 class RunResult:
@@ -118,7 +121,8 @@ class Session:
     Args:
         address: None starts a local cluster; ``"tcp://host:8786"`` joins a running Dask scheduler, after
             checking the versions of all workers; ``"inline"`` runs in this process, without Dask.
-        workers: processes of the local cluster (or logical workers inline).
+        workers: processes of the local cluster (or logical workers inline). None is 4; with ``device``, one for each
+            of the machine's GPUs, and four in all if there are fewer. More workers than GPUs share them in turn.
         threads_per_worker: threads of each; a thread runs one task at a time.
         memory_limit: bytes, or text as ``"1 GB"``, that a worker's tasks should stay within; more data
             spills to scratch.
@@ -136,9 +140,13 @@ class Session:
         kept: most bytes that a node keeps between runs, of ``reuse`` and `Dataset.persist` together; None is half of
             ``quota``, or, without one, half of the free disk. A cluster that is joined keeps the bound that
             its first session gave.
+        device: "auto" runs on GPUs what is faster there, if workers have some; "gpu" runs all there that can be, and
+            needs workers that have one; "cpu" uses none. A worker has a GPU if its process finds CuPy and a device, as
+            those do that `dask cuda worker` or `headwater worker` starts on such a machine. Results are equal: exactly
+            for integers, keys and order, and to rounding for floats.
 
     Raises:
-        ClusterError: the scheduler can't be reached.
+        ClusterError: the scheduler can't be reached; or ``device="gpu"``, and no worker has one.
         VersionMismatchError: a worker runs versions that don't fit.
 
     Example:
@@ -152,7 +160,7 @@ class Session:
         self,
         address: str | None = None,
         *,
-        workers: int = 4,
+        workers: int | None = None,
         threads_per_worker: int = 1,
         memory_limit: int | str | None = None,
         scratch: str | Path | None = None,
@@ -163,12 +171,16 @@ class Session:
         backup_tasks: bool = True,
         reuse: bool = False,
         kept: int | str | None = None,
+        device: str = "auto",
     ):
+        if device not in DEVICES:
+            raise ParameterError(f"Session(device={device!r}): {did_you_mean(str(device), DEVICES)}")
         if options is not None and not isinstance(options, PlanOptions):
             raise TypeMismatchError(f"Session(options={options!r}): write hw.PlanOptions(...).")
         self.options = options or PlanOptions()
         self.address = address
-        self._workers = _positive(workers, "workers")
+        self.device = device
+        self._workers = None if workers is None else _positive(workers, "workers")
         self._threads = _positive(threads_per_worker, "threads_per_worker")
         self._memory_limit = _bytes(memory_limit, "memory_limit")
         self._quota = _bytes(quota, "quota")
@@ -197,6 +209,12 @@ class Session:
             if self._executor is None:
                 self._executor = self._open()
                 atexit.register(self._executor.close)  # a session that is never closed leaves no scratch
+                if self.device == "gpu" and not self._executor.gpu_workers():
+                    executor, self._executor = self._executor, None
+                    problem = _no_gpu(executor)
+                    atexit.unregister(executor.close)
+                    executor.close()
+                    raise problem
         return self
 
     def close(self) -> None:
@@ -228,7 +246,11 @@ class Session:
             from .runtime.inline import InlineExecutor
 
             return InlineExecutor(
-                self._workers, scratch=self._scratch, quota_bytes=self._quota, kept_bytes=self._kept
+                self._workers or INLINE_WORKERS,
+                scratch=self._scratch,
+                quota_bytes=self._quota,
+                kept_bytes=self._kept,
+                device=self.device != "cpu",
             )
         if self.address is None:
             from .runtime.fork_server import warm_up
@@ -244,6 +266,7 @@ class Session:
             scratch=self._scratch,
             quota_bytes=self._quota,
             kept_bytes=self._kept,
+            device=self.device,
         )
 
     # -- work --------------------------------------------------------------------------------------
@@ -264,7 +287,7 @@ class Session:
         """
         from .runtime.progress import progress_display
 
-        physical = plan(outputs, self.options)
+        physical = self._plan(outputs)
         with progress_display(self._progress) as observer:
             return _finish(self._driver(physical, name, observer))
 
@@ -317,7 +340,7 @@ class Session:
         try:
             journal, records = Journal.resume(run, lease.epoch, root, self._header())
             past = History(records).restore()
-            physical = unpack_plan(journal.get_blob(PLAN))
+            physical = self._placed(unpack_plan(journal.get_blob(PLAN)))
             header = records[0][1]
             driver = Driver(
                 physical,
@@ -347,7 +370,7 @@ class Session:
         """
         from .runtime.progress import progress_display
 
-        physical = plan({"result": output}, self.options)
+        physical = self._plan({"result": output})
         with (
             progress_display(self._progress) as observer,
             self._driver(physical, name, observer, stream="result") as driver,
@@ -363,15 +386,18 @@ class Session:
         Returns:
             The bytes set free.
         """
-        physical = plan({"result": output}, self.options)
+        physical = self._plan({"result": output})
         stage = physical.stages[physical.outputs["result"]]
         self.start()
         assert self._executor is not None
         return self._executor.drop_kept([stage.key])
 
     def explain(self, outputs: Mapping[str, Any]) -> str:
-        """Return the plans of outputs as text; runs nothing."""
-        return explain(outputs, self.options)
+        """Return the plans of outputs as text; runs nothing.
+
+        Where stages run is told as far as it is known: a cluster to be joined is asked once the session has started.
+        """
+        return explain(outputs, self._plan_options(start=False))
 
     def peak_worker_memory(self) -> dict[str, int]:
         """Return the most anonymous memory, in bytes, that each process of a local cluster has held so far.
@@ -387,6 +413,39 @@ class Session:
         self.start()
         assert self._executor is not None
         return peak_memory(self._executor)
+
+    def _plan(self, outputs: Mapping[str, Any]) -> PhysicalPlan:
+        return self._placed(plan(outputs, self._plan_options()))
+
+    def _plan_options(self, start: bool = True) -> PlanOptions:
+        """The planner's numbers, with what the workers have."""
+        device = self.options.device
+        if self.device == "cpu":
+            device = "cpu"
+        elif device == "cpu" and self._gpu_workers(start):
+            device = self.device
+        return self.options if device == self.options.device else replace(self.options, device=device)
+
+    def _placed(self, physical: PhysicalPlan) -> PhysicalPlan:
+        """A plan for the workers there are: without a GPU, its device operators run on cores, with NumPy."""
+        if all(stage.device == "cpu" for stage in physical.stages) or (
+            self.device != "cpu" and self._gpu_workers()
+        ):
+            return physical
+        return replace(physical, stages=tuple(replace(stage, device="cpu") for stage in physical.stages))
+
+    def _gpu_workers(self, start: bool = True) -> int:
+        """How many workers have a GPU; of a local cluster that hasn't started, how many will have."""
+        if self._executor is None and self.address is None:
+            from .ops.device.discovery import has_cupy, visible_devices
+
+            if not (visible_devices() and has_cupy()):
+                return 0
+        if self._executor is None and start:
+            self.start()
+        if self._executor is None:
+            return int(self.address is None or self.device == "gpu")
+        return self._executor.gpu_workers()
 
     def _driver(
         self, physical: PhysicalPlan, name: str, observer: Observer, stream: str | None = None
@@ -429,7 +488,7 @@ class Session:
 
     def _header(self) -> dict[str, Any]:
         """What the journal says of the cluster, so that `headwater resume` finds it, or starts one like it."""
-        header: dict[str, Any] = {"cluster": self.address or "local"}
+        header: dict[str, Any] = {"cluster": self.address or "local", "device": self.device}
         if self.address is None:
             header["local"] = {
                 "workers": self._workers,
@@ -452,6 +511,14 @@ class Session:
             return TASK_BYTES
         room = (self._memory_limit - WORKER_BASE_BYTES) // (3 * self._threads)
         return max(16 << 20, min(TASK_BYTES, room))
+
+
+def _no_gpu(executor: Executor) -> ClusterError:
+    from .runtime.devices.assignment import NO_GPU_ADVICE
+
+    return ClusterError(
+        f"Session(device='gpu'): no worker has a GPU that it can use:\n{executor.describe_devices()}\n{NO_GPU_ADVICE}"
+    )
 
 
 def _is_held(executor: Executor, run: str) -> bool:
@@ -488,13 +555,13 @@ def session_like(
     from .lineage.journal import read
 
     header = next(iter(read(run, journal)))[1]
-    cluster = header.get("cluster", "local")
+    cluster, device = header.get("cluster", "local"), header.get("device", "cpu")
     if address or cluster != "local":
-        return Session(address or cluster, journal=journal, progress=progress)
+        return Session(address or cluster, journal=journal, progress=progress, device=device)
     local = {name: value for name, value in header.get("local", {}).items() if value is not None}
     if not os.path.isdir(local.get("scratch", "")):
         local.pop("scratch", None)
-    return Session(journal=journal, progress=progress, **local)
+    return Session(journal=journal, progress=progress, device=device, **local)
 
 
 def first_rows(tables: Iterator[pa.Table], schema: pa.Schema, count: int) -> pa.Table:

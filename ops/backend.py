@@ -1,7 +1,8 @@
 """Backend: the array namespace that numeric kernels are written against, NumPy or CuPy.
 
-Kernels take ``xp``, the namespace, and arrays of it. CuPy is imported only where it was asked for, by
-``HEADWATER_BACKEND=cupy`` in a worker's environment or by `use_backend`.
+Kernels take ``xp``, the namespace, and arrays of it. A worker uses what its stage was placed on (`stage_backend`). CuPy
+is imported only where there is a device, or where it was asked for, by ``HEADWATER_BACKEND=cupy`` in a worker's
+environment or by `use_backend`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -36,9 +38,7 @@ def array_namespace() -> ModuleType:
         >>> array_namespace().__name__
         'numpy'
     """
-    name = _chosen.get() or os.environ.get("HEADWATER_BACKEND") or "numpy"
-    if name not in BACKENDS:
-        raise ParameterError(f"HEADWATER_BACKEND={name!r}: {did_you_mean(name, BACKENDS)}")
+    name = _known(_chosen.get() or os.environ.get("HEADWATER_BACKEND") or "numpy")
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -46,6 +46,53 @@ def array_namespace() -> ModuleType:
             f"the backend {name!r} was asked for, and isn't installed here ({error}). "
             "Install headwater[gpu], or unset HEADWATER_BACKEND."
         ) from error
+
+
+def device_backend() -> str:
+    """Return the name of the backend for what is placed on a device: "cupy" where this process has one, else "numpy".
+
+    ``HEADWATER_BACKEND`` decides if it is set. Otherwise it is found out once; without a driver, CuPy isn't imported.
+
+    Raises:
+        ParameterError: HEADWATER_BACKEND names no backend.
+
+    Example:
+        >>> device_backend() in BACKENDS
+        True
+    """
+    forced = os.environ.get("HEADWATER_BACKEND")
+    if forced:
+        return _known(forced)
+    return "cupy" if _has_device() else "numpy"
+
+
+@contextmanager
+def stage_backend(device: str) -> Iterator[ModuleType]:
+    """Use the backend of a stage in this thread or task.
+
+    Args:
+        device: where the planner has put the stage: "cpu" is NumPy whatever the process has; "gpu" is `device_backend`.
+    """
+    with use_backend(device_backend() if device == "gpu" else "numpy") as xp:
+        yield xp
+
+
+@cache
+def _has_device() -> bool:
+    from .device.discovery import has_cupy, visible_devices
+
+    if not visible_devices() or not has_cupy():
+        return False
+    try:
+        return importlib.import_module("cupy").cuda.runtime.getDeviceCount() > 0
+    except Exception:  # CuPy's own errors; a library that it needs may be missing too
+        return False
+
+
+def _known(name: str) -> str:
+    if name not in BACKENDS:
+        raise ParameterError(f"HEADWATER_BACKEND={name!r}: {did_you_mean(name, BACKENDS)}")
+    return name
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +17,9 @@ from distributed import Client, LocalCluster
 from distributed.versions import VersionMismatchWarning
 
 from ..errors import ClusterError, ParameterError
+from ..ops.device.discovery import has_cupy, has_driver, visible_devices
 from .dask_executor import DaskExecutor
+from .devices.assignment import NO_GPU_ADVICE, USUAL_WORKERS, Binding, bind
 from .executor import Executor
 from .fork_server import warm_up
 from .nodes.private_scratch import adopt_private_scratch, make_private_scratch
@@ -47,13 +50,21 @@ CONFIG: dict[str, Any] = {
 
 
 class HeadwaterCluster(LocalCluster):
-    """A local cluster whose scratch folder goes with it."""
+    """A local cluster whose scratch folder goes with it.
+
+    Args:
+        bindings: what the worker processes get, by number; those that come later get the same in turn. Empty leaves
+            their environment as it is.
+        options: of Dask's cluster.
+    """
 
     scratch: Path | None = None
     scratch_to_remove: Path | None = None
+    worker_spec: dict[Any, dict[str, Any]]
     _quiet = False
 
-    def __init__(self, **options: Any):
+    def __init__(self, *, bindings: Sequence[Binding] = (), **options: Any):
+        self._bindings = tuple(bindings)
         be_quiet()
         self._quiet = True
         try:
@@ -61,6 +72,22 @@ class HeadwaterCluster(LocalCluster):
         except BaseException:
             self._end_quiet()
             raise
+
+    async def _start(self) -> None:
+        self.worker_spec = {name: self._bound(name, spec) for name, spec in self.worker_spec.items()}
+        await super()._start()
+
+    def new_worker_spec(self) -> dict[Any, Any]:
+        """As Dask's, bound to a device."""
+        return {name: self._bound(name, spec) for name, spec in super().new_worker_spec().items()}
+
+    def _bound(self, number: int, spec: dict[str, Any]) -> dict[str, Any]:
+        if not self._bindings:
+            return spec
+        binding, options = self._bindings[number % len(self._bindings)], spec["options"]
+        env = {**options.get("env", {}), **binding.environment}
+        resources = {**(options.get("resources") or {}), "GPU": 0 if binding.device is None else 1}
+        return {**spec, "options": {**options, "env": env, "resources": resources}}
 
     def close(self, timeout: float | None = None) -> Any:
         """Stop the processes and remove the scratch folder if it was made for this cluster."""
@@ -78,30 +105,35 @@ class HeadwaterCluster(LocalCluster):
 
 
 def start_local(
-    workers: int = 4,
+    workers: int | None = 4,
     threads_per_worker: int = 1,
     memory_limit: str | int | None = None,
     scratch: str | Path | None = None,
     processes: bool = True,
     dashboard: bool = False,
+    device: str = "cpu",
 ) -> tuple[HeadwaterCluster, Client]:
     """Start a Dask cluster on this machine.
 
     Args:
-        workers: how many worker processes.
+        workers: how many worker processes; None is one for each GPU that is used, and four in all if there are fewer.
         threads_per_worker: how many tasks each runs at once.
         memory_limit: of each worker, in bytes or as "2 GB"; a plan's measure, which Dask doesn't enforce.
         scratch: the node's scratch folder; None makes one that closing the cluster removes.
         processes: False runs the workers as threads of this process, which starts faster.
         dashboard: whether to serve Dask's dashboard.
+        device: "auto" binds each process to one of the machine's GPUs, if it has any; "gpu" insists on one; "cpu"
+            uses none.
 
     Returns:
         Cluster and client; close the client first.
 
     Raises:
         ParameterError: a number is out of range.
-        ClusterError: the processes don't start.
+        ClusterError: the processes don't start, or there is no GPU, and one is asked for.
     """
+    bindings = local_bindings(workers, device) if processes else []
+    workers = len(bindings) or (USUAL_WORKERS if workers is None else workers)
     if workers < 1 or threads_per_worker < 1:
         raise ParameterError(
             f"workers={workers}, threads_per_worker={threads_per_worker}: give at least 1 of each."
@@ -117,6 +149,7 @@ def start_local(
         )
         with dask.config.set({**CONFIG, **forked}):
             cluster = HeadwaterCluster(
+                bindings=bindings,
                 n_workers=workers,
                 threads_per_worker=threads_per_worker,
                 memory_limit=limit,
@@ -126,7 +159,7 @@ def start_local(
                 local_directory=str(root / "dask"),
                 silence_logs=logging.CRITICAL,
                 # a fork has the server's environment, which may be older than this process's
-                **({"env": {**os.environ, "HEADWATER_SCRATCH": str(root)}} if processes else {}),
+                **({"env": _environment(root, device)} if processes else {}),
             )
             cluster.scratch, cluster.scratch_to_remove = root, own
             client = Client(cluster, set_as_default=False)
@@ -142,6 +175,44 @@ def start_local(
         if isinstance(error, (OSError, TimeoutError, RuntimeError)):
             raise ClusterError(f"{workers} local worker processes could not be started: {error}") from error
         raise
+
+
+def local_bindings(workers: int | None, device: str) -> list[Binding]:
+    """Decide which worker process of a local cluster gets which of this machine's GPUs.
+
+    Args:
+        workers: as `start_local`.
+        device: likewise.
+
+    Returns:
+        What each process gets; empty if no GPU is to be used.
+
+    Raises:
+        ClusterError: one is asked for, and there is none that can be used.
+    """
+    if device == "cpu":
+        return []
+    devices = visible_devices()
+    if devices and has_cupy():
+        return bind(workers, devices)
+    if device == "gpu":
+        raise ClusterError(f"Session(device='gpu'): {_why_no_device(bool(devices))} {NO_GPU_ADVICE}")
+    return []
+
+
+def _why_no_device(visible: bool) -> str:
+    if visible:
+        return "this machine has a GPU, but CuPy isn't installed here. Install headwater[gpu]."
+    if os.environ.get("HEADWATER_BACKEND") == "numpy":
+        return "HEADWATER_BACKEND=numpy says that no GPU is to be used."
+    if has_driver():
+        return "NVIDIA's driver shows no GPU here; CUDA_VISIBLE_DEVICES may hide it."
+    return "this machine has no GPU, or NVIDIA's driver isn't loaded."
+
+
+def _environment(root: Path, device: str) -> dict[str, str]:
+    hidden = {"HEADWATER_BACKEND": "numpy"} if device == "cpu" else {}
+    return {**os.environ, "HEADWATER_SCRATCH": str(root), **hidden}
 
 
 def join(address: str, timeout: float = 10.0) -> Client:
@@ -180,18 +251,19 @@ def join(address: str, timeout: float = 10.0) -> Client:
 
 def open_executor(
     address: str | None,
-    workers: int = 4,
+    workers: int | None = 4,
     threads_per_worker: int = 1,
     memory_limit: str | int | None = None,
     scratch: str | Path | None = None,
     quota_bytes: int | None = None,
     kept_bytes: int | None = None,
+    device: str = "cpu",
 ) -> DaskExecutor:
     """Start a local cluster, or join one, and make it ready for runs.
 
     Args:
         address: of a running scheduler; None starts a local cluster, for which the rest is meant.
-        workers, threads_per_worker, memory_limit, scratch: as `start_local`.
+        workers, threads_per_worker, memory_limit, scratch, device: as `start_local`.
         quota_bytes: bound of each node's scratch folder.
         kept_bytes: bound of what each node keeps beyond its runs.
 
@@ -201,7 +273,7 @@ def open_executor(
     if address is not None:
         client = join(address)
         return _ready(client, quota_bytes, (client,), kept_bytes)
-    cluster, client = start_local(workers, threads_per_worker, memory_limit, scratch)
+    cluster, client = start_local(workers, threads_per_worker, memory_limit, scratch, device=device)
     executor = _ready(client, quota_bytes, (client, cluster), kept_bytes, direct=True)
     client.register_plugin(MemoryWatch())
     return executor

@@ -14,6 +14,7 @@ from distributed import Client
 from ..errors import ClusterError
 from ..lineage.owner import this_process
 from .dask_channel import DaskChannel
+from .devices.device_info import DeviceInfo
 from .membership import Membership
 from .scheduler_events import WorkerJoined
 from .workers.direct_tasks import SUPPORTED
@@ -86,6 +87,25 @@ class DaskExecutor:
     def workers(self) -> list[WorkerJoined]:
         """The workers that can take tasks."""
         return self.membership.workers()
+
+    def devices(self) -> dict[str, DeviceInfo | None]:
+        """The GPU of each worker, by address; None for those without one."""
+        return {worker.address: self._device(worker.address)[0] for worker in self.workers()}
+
+    def gpu_workers(self) -> int:
+        """How many workers have a GPU."""
+        return sum(worker.gpu for worker in self.workers())
+
+    def describe_devices(self) -> str:
+        """Write what GPU each worker has, or why it has none, a line for each."""
+        lines = []
+        for worker in self.workers():
+            device, problem = self._device(worker.address)
+            lines.append(f"  {worker.address}: {device or problem or 'no GPU'}")
+        return "\n".join(lines) or "  there are no workers"
+
+    def _device(self, address: str) -> tuple[DeviceInfo | None, str]:
+        return self.membership.devices.get(address, (None, ""))
 
     def open(self, run: str, epoch: int = 0) -> DaskChannel:
         """Open a channel for a run; several may be open at once."""

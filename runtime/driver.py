@@ -375,12 +375,20 @@ class Driver:
             self._observer(snapshot_of(self.scheduler, now - self._started))
 
     def _require_workers(self) -> None:
-        if self.scheduler.placement.workers or self.scheduler.finished:
+        scheduler = self.scheduler
+        without_gpu = scheduler.waits_for_gpu
+        if scheduler.finished or (scheduler.placement.workers and not without_gpu):
             self._idle_since = None
             return
         now = time.monotonic()
         self._idle_since = self._idle_since or now
         if now - self._idle_since > self._worker_timeout:
+            if scheduler.placement.workers:
+                raise ClusterError(
+                    f"no worker with a GPU for {self._worker_timeout:.0f} seconds, and {without_gpu} waits for one. "
+                    "Start some with `dask cuda worker ADDRESS` or `headwater worker ADDRESS` on machines that have "
+                    "one, or run it again with Session(device='cpu')."
+                )
             raise ClusterError(
                 f"no worker for {self._worker_timeout:.0f} seconds. Start some with `dask worker ADDRESS` on "
                 "machines that have headwater; a local session's workers may have run out of memory."

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from ..errors import DiskFullError, HeadwaterError
 from ..planner.plan import Storage
+from .devices.device_info import DeviceInfo
 from .reuse import NodeKeeps
 from .scheduler_events import BlocksFound, Event, FailureKind, Keep, Relocate, TaskFailed, WorkerJoined
 from .task import (
@@ -112,6 +113,15 @@ class Executor(Protocol):
 
     def workers(self) -> list[WorkerJoined]:
         """The living workers, by address."""
+
+    def devices(self) -> dict[str, DeviceInfo | None]:
+        """The GPU of each worker, by address; None for those without one."""
+
+    def gpu_workers(self) -> int:
+        """How many workers have a GPU."""
+
+    def describe_devices(self) -> str:
+        """Write what GPU each worker has, or why it has none, a line for each."""
 
     def drop_kept(self, keys: Sequence[str]) -> int:
         """Let go of kept blocks, of which this process has pinned some.

@@ -14,6 +14,8 @@ from ..errors import ParameterError
 from ..lineage.owner import this_process
 from ..planner.plan import Storage
 from .collectives.endpoint import Endpoint
+from .devices.device_info import DeviceInfo
+from .devices.worker_device import describe_device
 from .executor import failed
 from .nodes.kept import Kept
 from .nodes.node_store import NodeStore
@@ -39,6 +41,7 @@ class InlineExecutor:
         scratch: folder for the nodes' folders; None makes one that `close` removes.
         quota_bytes: bound of each scratch folder.
         kept_bytes: most bytes of blocks that each node keeps beyond their runs; None as in `Kept`.
+        device: whether they have this process's GPU, if it has one.
 
     Example:
         >>> executor = InlineExecutor(workers=2)
@@ -54,6 +57,7 @@ class InlineExecutor:
         scratch: str | Path | None = None,
         quota_bytes: int | None = None,
         kept_bytes: int | None = None,
+        device: bool = True,
     ):
         if not 1 <= nodes <= workers:
             raise ParameterError(
@@ -66,10 +70,33 @@ class InlineExecutor:
         self._channels: list[InlineChannel] = []
         self._kept: dict[str, Kept] = {}
         self._kept_bytes = kept_bytes
+        self._use_device = device
+        self._found: tuple[DeviceInfo | None, str] | None = None
 
     def workers(self) -> list[WorkerJoined]:
         """The logical workers that live."""
-        return [WorkerJoined(address, store.node) for address, store in sorted(self._stores_of.items())]
+        gpu = self._device()[0] is not None
+        return [
+            WorkerJoined(address, store.node, gpu=gpu) for address, store in sorted(self._stores_of.items())
+        ]
+
+    def devices(self) -> dict[str, DeviceInfo | None]:
+        """The GPU of each worker: this process's."""
+        return dict.fromkeys(sorted(self._stores_of), self._device()[0])
+
+    def gpu_workers(self) -> int:
+        """How many workers have a GPU: all or none."""
+        return sum(worker.gpu for worker in self.workers())
+
+    def describe_devices(self) -> str:
+        """Write what GPU this process has, or why it has none."""
+        device, problem = self._device()
+        return f"  this process: {device or problem or 'no GPU'}"
+
+    def _device(self) -> tuple[DeviceInfo | None, str]:
+        if self._found is None:
+            self._found = describe_device() if self._use_device else (None, "")
+        return self._found
 
     def open(self, run: str, epoch: int = 0) -> InlineChannel:
         """Open a channel for a run."""

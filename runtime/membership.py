@@ -11,6 +11,7 @@ from typing import Any
 from distributed import Client
 
 from .demand import DemandPlugin
+from .devices.device_info import DeviceInfo
 from .health_monitor import HealthMonitor
 from .scheduler_events import Cause, WorkerDraining, WorkerJoined, WorkerLeft
 from .short_batches import ShortBatches
@@ -42,6 +43,8 @@ class Membership:
         self._joined: dict[str, WorkerJoined] = {}
         #: path of the scratch folder of each node, there, as its workers told
         self.scratch: dict[str, str] = {}
+        #: the GPU of each worker; or None, and in words why it has none, if that may surprise
+        self.devices: dict[str, tuple[DeviceInfo | None, str]] = {}
         #: addresses that Dask knows, whether they have answered or not
         self._known: set[str] = set()
         #: those that said that they will leave
@@ -108,6 +111,7 @@ class Membership:
         with self._lock:
             self._known.discard(address)
             self._draining.discard(address)
+            self.devices.pop(address, None)
             if self._joined.pop(address, None) is not None:
                 for listener in self._listeners:
                     listener(WorkerLeft(address, cause, silent))
@@ -188,7 +192,11 @@ class Membership:
             try:
                 info = await asyncio.wait_for(self._client.rpc(address).headwater_info(), _ANSWER_SECONDS)
                 self.scratch[info["node"]] = info["scratch"]
-                self._join(WorkerJoined(address, info["node"], info["threads"], info.get("host", "")))
+                device = info.get("device")
+                found = None if device is None else DeviceInfo(**device)
+                self.devices[address] = found, info.get("device_problem", "")
+                host = info.get("host", "")
+                self._join(WorkerJoined(address, info["node"], info["threads"], host, found is not None))
                 if address in self._joined:
                     self._monitor.watch(address, info)
                 return

@@ -3,18 +3,21 @@
 A task waits in the queue of the node that holds most of its input. A worker takes from its node's
 queue, then from tasks without preference. A worker with an idle thread steals from another node's
 queue if moving the bytes costs less than the wait there: estimated from sizes, so no timers.
+
+Tasks that need a device wait apart, for the workers that have one. Those take other tasks as well, after the
+workers that have none.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from .task import Task
+from .task_queue import TaskLine, TaskQueue
 
 #: bytes per second that a worker fetches from another node
 BANDWIDTH = 400e6
@@ -41,6 +44,7 @@ class TaskRun:
         weight: bytes of its input, and what its partitions cost on top in bytes.
         local: bytes of its input on each node that has some.
         long: whether it takes a thread for long, as a training does.
+        device: "gpu" if it runs only on a worker that has one, else "cpu".
     """
 
     stage: int
@@ -57,6 +61,7 @@ class TaskRun:
     weight: float = 1.0
     local: dict[str, float] = field(default_factory=dict)
     long: bool = False
+    device: str = "cpu"
 
     @property
     def priority(self) -> tuple[int, int, int]:
@@ -118,6 +123,7 @@ class WorkerSlots:
     Attributes:
         draining: whether it is about to leave, and takes nothing new.
         pace: seconds it takes for what others do in one.
+        gpu: whether it has a GPU.
     """
 
     address: str
@@ -127,6 +133,11 @@ class WorkerSlots:
     attempts: dict[tuple[int, int], Attempt] = field(default_factory=dict)
     draining: bool = False
     pace: float = 1.0
+    gpu: bool = False
+
+    def has(self, device: str) -> bool:
+        """Whether tasks of a device, "cpu" or "gpu", can run here."""
+        return self.gpu or device != "gpu"
 
     @property
     def occupied(self) -> int:
@@ -139,9 +150,12 @@ class WorkerSlots:
         return self.occupied < self.threads
 
     @property
-    def load(self) -> tuple[float, float, str]:
-        """Attempts per thread, the quicker worker first; the address breaks ties."""
-        return (self.occupied / self.threads, self.pace, self.address)
+    def load(self) -> tuple[bool, bool, float, float, str]:
+        """Idle ones first, of these those without a GPU; then by attempts per thread and pace.
+
+        The address breaks ties.
+        """
+        return (not self.idle, self.gpu, self.occupied / self.threads, self.pace, self.address)
 
     @property
     def slow(self) -> bool:
@@ -168,46 +182,6 @@ class WorkerSlots:
         return begun
 
 
-class _Queue:
-    """Waiting tasks by priority; `discard` is lazy."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, int, int], int, TaskRun]] = []
-        self._pushed = 0
-        self._live: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self._live)
-
-    def push(self, task: TaskRun) -> None:
-        self._pushed += 1
-        heapq.heappush(self._heap, (task.priority, self._pushed, task))
-        self._live.add(task.id)
-
-    def peek(self) -> TaskRun | None:
-        while self._heap and self._heap[0][2].id not in self._live:
-            heapq.heappop(self._heap)
-        return self._heap[0][2] if self._heap else None
-
-    def discard(self, task: TaskRun) -> None:
-        self._live.discard(task.id)
-
-    def scan(self, most: int) -> Iterator[TaskRun]:
-        """Yield some waiting tasks, late ones rather than early ones."""
-        for _, _, task in reversed(self._heap):
-            if task.id in self._live:
-                yield task
-                most -= 1
-                if most == 0:
-                    return
-
-    def drain(self) -> list[TaskRun]:
-        tasks = list({task.id: task for _, _, task in sorted(self._heap) if task.id in self._live}.values())
-        self._heap.clear()
-        self._live.clear()
-        return tasks
-
-
 class Placement:
     """Living workers, and the tasks that wait for them."""
 
@@ -215,14 +189,16 @@ class Placement:
         self.workers: dict[str, WorkerSlots] = {}
         #: ids of nodes whose scratch folder has no room
         self.full: set[str] = set()
-        self._by_node: dict[str, _Queue] = {}
-        self._anywhere = _Queue()
-        self._suspects = _Queue()
+        self._lines = {device: TaskLine(device) for device in ("gpu", "cpu")}
 
     @property
     def threads(self) -> int:
         """Worker threads there are."""
-        return sum(worker.threads for worker in self.workers.values())
+        return self.threads_for("cpu")
+
+    def threads_for(self, device: str) -> int:
+        """Threads of the workers on which tasks of a device, "cpu" or "gpu", can run."""
+        return sum(worker.threads for worker in self.workers.values() if worker.has(device))
 
     def nodes(self) -> dict[str, tuple[str, ...]]:
         """Addresses of the living workers of each node, both in order."""
@@ -249,16 +225,17 @@ class Placement:
 
     def add(self, task: TaskRun) -> None:
         """Let a task wait for a worker."""
+        line = self._lines[task.device]
         if task.suspect:
-            self._suspects.push(task)
+            line.suspects.push(task)
             return
-        living = {worker.node for worker in self.workers.values()}
+        living = {worker.node for worker in self.workers.values() if worker.has(task.device)}
         nodes = [node for node in sorted(task.local) if node in living and task.local[node] > 0]
         if nodes:
             best = max(nodes, key=lambda node: task.local[node])
-            self._by_node.setdefault(best, _Queue()).push(task)
+            line.by_node.setdefault(best, TaskQueue()).push(task)
         else:
-            self._anywhere.push(task)
+            line.anywhere.push(task)
 
     def drain(self) -> list[TaskRun]:
         """Take back every waiting task."""
@@ -280,21 +257,24 @@ class Placement:
 
     def next(self) -> tuple[TaskRun, WorkerSlots] | None:
         """Take the next task to launch, and the worker for it; None if nothing can start now."""
-        free = [worker for worker in self._by_load() if worker.open and self._is_worth(worker)]
-        suspect = self._suspects.peek()
-        if suspect is not None and free:
-            elsewhere = [worker for worker in free if worker.node not in suspect.avoid]
-            drained = (elsewhere or free)[0]
-            if not drained.occupied:
-                self._suspects.discard(suspect)
-                return suspect, drained
-            free.remove(drained)
+        free = [worker for worker in self._by_load() if worker.open]
+        for line in self._lines.values():
+            suspect = line.suspects.peek()
+            able = [worker for worker in free if worker.has(line.device) and self._is_worth(worker, line)]
+            if suspect is not None and able:
+                elsewhere = [worker for worker in able if worker.node not in suspect.avoid]
+                drained = (elsewhere or able)[0]
+                if not drained.occupied:
+                    line.suspects.discard(suspect)
+                    return suspect, drained
+                free.remove(drained)
         for worker in free:
-            found = self._local(worker) or self._steal(worker)
-            if found is not None:
-                queue, task = found
-                queue.discard(task)
-                return task, worker
+            for line in self._lines_of(worker):
+                found = self._local(worker, line) or self._steal(worker, line)
+                if found is not None:
+                    queue, task = found
+                    queue.discard(task)
+                    return task, worker
         return None
 
     def idle(self) -> list[WorkerSlots]:
@@ -304,43 +284,49 @@ class Placement:
     @property
     def waiting(self) -> int:
         """How many tasks wait for a worker."""
-        return sum(map(len, self._queues()))
+        return sum(map(len, self._lines.values()))
 
-    def _queues(self) -> list[_Queue]:
-        return [*self._by_node.values(), self._anywhere, self._suspects]
+    def _queues(self) -> list[TaskQueue]:
+        return [queue for line in self._lines.values() for queue in line.queues()]
+
+    def _lines_of(self, worker: WorkerSlots) -> list[TaskLine]:
+        """Where a worker looks for a task, in order: a GPU has first what nothing else can do."""
+        lines = [line for line in self._lines.values() if worker.has(line.device)]
+        return [line for line in lines if self._is_worth(worker, line)]
 
     def _by_load(self) -> list[WorkerSlots]:
         return sorted(self.workers.values(), key=lambda worker: worker.load)
 
-    def _is_worth(self, worker: WorkerSlots) -> bool:
+    def _is_worth(self, worker: WorkerSlots, line: TaskLine) -> bool:
         """Whether a task would be done sooner here than by waiting until the others come round to it."""
         if worker.node in self.full:
             return False
         if not worker.slow:
             return True
-        others = sum(w.threads for w in self.workers.values() if not w.slow and self._takes_tasks(w))
-        return self.waiting >= worker.pace * others
+        others = sum(w.threads for w in self.workers.values() if not w.slow and self._takes_tasks(w, line))
+        waiting = len(line) if line.device == "gpu" else self.waiting
+        return waiting >= worker.pace * others
 
-    def _takes_tasks(self, worker: WorkerSlots) -> bool:
-        return not worker.draining and worker.node not in self.full
+    def _takes_tasks(self, worker: WorkerSlots, line: TaskLine) -> bool:
+        return not worker.draining and worker.node not in self.full and worker.has(line.device)
 
-    def _local(self, worker: WorkerSlots) -> tuple[_Queue, TaskRun] | None:
+    def _local(self, worker: WorkerSlots, line: TaskLine) -> tuple[TaskQueue, TaskRun] | None:
         heads = [
             (task.priority, queue, task)
-            for queue in (self._by_node.get(worker.node), self._anywhere)
+            for queue in (line.by_node.get(worker.node), line.anywhere)
             if queue is not None and (task := queue.peek()) is not None and (worker.idle or not task.long)
         ]
         return min(heads, key=lambda head: head[0])[1:] if heads else None
 
-    def _steal(self, worker: WorkerSlots) -> tuple[_Queue, TaskRun] | None:
+    def _steal(self, worker: WorkerSlots, line: TaskLine) -> tuple[TaskQueue, TaskRun] | None:
         if not worker.idle:
             return None
         threads: dict[str, int] = {}
         for other in self.workers.values():
-            if self._takes_tasks(other) and self._is_worth(other):
+            if self._takes_tasks(other, line) and self._is_worth(other, line):
                 threads[other.node] = threads.get(other.node, 0) + other.threads
-        best: tuple[float, tuple[int, int, int], _Queue, TaskRun] | None = None
-        for node, queue in self._by_node.items():
+        best: tuple[float, tuple[int, int, int], TaskQueue, TaskRun] | None = None
+        for node, queue in line.by_node.items():
             if node == worker.node or not len(queue):
                 continue
             for task in queue.scan(STEAL_SCAN):

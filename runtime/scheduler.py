@@ -122,6 +122,20 @@ class Scheduler:
         return self._state.finished
 
     @property
+    def waits_for_gpu(self) -> str:
+        """Label of a stage for which nothing else goes on than waiting for a worker with a GPU; empty if none does."""
+        state = self._state
+        busy = any(not attempt.lacks for attempt in state.attempts.values())
+        if busy or state.placement.threads_for("gpu"):
+            return ""
+        waiting = {task.stage for task in (*state.placement.tasks(), *state.parked)}
+        for stage in state.stages:
+            wanted = stage.stage.device == "gpu" and (stage.stage.id in waiting or len(stage.pending) > 0)
+            if wanted and is_ready(state, stage):
+                return stage.stage.label
+        return ""
+
+    @property
     def backlog(self) -> tuple[int, float]:
         """Tasks that have no worker yet, and the seconds that they will take, as estimated."""
         state = self._state
@@ -293,7 +307,7 @@ class Scheduler:
             stage.announced = True
             self._resolve(stage)
             state.out.append(StageReady(self._program(stage)))
-        if len(pending) and state.placement.threads:
+        if len(pending) and state.placement.threads_for(stage.stage.device):
             cut_tasks(state, stage, pending)
         if stage.done.all():
             stage.state = StageState.FINISHED

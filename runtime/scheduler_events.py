@@ -54,12 +54,14 @@ class WorkerJoined:
         node: id of the node whose scratch folder it shares.
         threads: how many tasks it runs at once.
         host: host name or address, to match the hosts of splits.
+        gpu: whether it has a GPU.
     """
 
     address: str
     node: str
     threads: int = 1
     host: str = ""
+    gpu: bool = False
 
 
 @dataclass(frozen=True)

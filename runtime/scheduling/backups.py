@@ -35,9 +35,10 @@ def back_up(state: RunState) -> None:
             if not _inputs_alive(state, slow.task):  # it has read them
                 hopeless.add(slow.task.id)
                 continue
-            others = [worker for worker in idle if worker.address != slow.worker]
-            if not others:
-                break
+            others = [w for w in idle if w.address != slow.worker and w.has(slow.task.device)]
+            if not others:  # a task of another device may find one
+                hopeless.add(slow.task.id)
+                continue
             stage.backups += 1
             state.losses.backups += 1
             launch(state, slow.task, others[0], backup=True)

@@ -38,7 +38,7 @@ class Departures:
         if event.node in self._gone or event.node in self.limbo:
             state.out.append(Survey(event.node))
         self._gone.discard(event.node)
-        slots = WorkerSlots(event.address, event.node, max(1, event.threads), event.host)
+        slots = WorkerSlots(event.address, event.node, max(1, event.threads), event.host, gpu=event.gpu)
         state.placement.join(slots)
         state.recut = True
 

@@ -108,5 +108,6 @@ def requeue(state: RunState, task: TaskRun) -> None:
             task.stage, state.new_id() if len(pieces) > 1 else task.id, piece,
             deaths=task.deaths, company=task.company, fetch_failures=task.fetch_failures,
             refusals=task.refusals, culprits=list(task.culprits), avoid=set(task.avoid), long=task.long,
+            device=task.device,
         )  # fmt: skip
         state.parked.append(again)

@@ -18,10 +18,14 @@ ASSUMED_RATE = 200e6
 def cut_tasks(state: RunState, stage: StageRun, pending: np.ndarray) -> None:
     """Group partitions that nobody is at into tasks, one worth a launch each."""
     sizes, _ = input_sizes(stage, state.stages, {})
-    runs = slice_partitions(pending, sizes[pending], state.placement.threads, fan_in(stage, state.stages))
+    device = stage.stage.device
+    threads = state.placement.threads_for(device)
+    runs = slice_partitions(pending, sizes[pending], threads, fan_in(stage, state.stages))
     stage.queued[pending] = True
     for partitions in runs:
-        state.parked.append(TaskRun(stage.stage.id, state.new_id(), partitions, long=stage.trains))
+        state.parked.append(
+            TaskRun(stage.stage.id, state.new_id(), partitions, long=stage.trains, device=device)
+        )
     stage.tasks_cut += len(runs)
 
 

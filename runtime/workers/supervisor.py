@@ -10,9 +10,11 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from ...ops.device.discovery import has_cupy, visible_devices
+from ..devices.assignment import bind
 from .worker_host import NO_SCHEDULER, HostOptions, tell
 
 #: exit codes after which a process isn't started again: it left, it found no scheduler, its options are wrong
@@ -28,6 +30,7 @@ def supervise(
     commands: Sequence[Sequence[str]],
     pauses: Sequence[float] = _PAUSES,
     tell: Callable[[str], None] = tell,
+    environments: Sequence[Mapping[str, str]] = (),
 ) -> int:
     """Keep processes running until they leave or this one is told to leave. Call in the main thread.
 
@@ -38,17 +41,23 @@ def supervise(
         pauses: seconds before a process that died is started again, the first time, the second time and so on;
             after the last it is given up.
         tell: takes lines for whoever watches.
+        environments: of each process, what it has beyond this one's; left out, nothing.
 
     Returns:
         The largest of the processes' exit codes; 1 for one that was given up.
     """
-    return asyncio.run(_Supervisor(commands, pauses, tell).run())
+    return asyncio.run(_Supervisor(commands, pauses, tell, environments).run())
 
 
 class _Supervisor:
     def __init__(
-        self, commands: Sequence[Sequence[str]], pauses: Sequence[float], tell: Callable[[str], None]
+        self,
+        commands: Sequence[Sequence[str]],
+        pauses: Sequence[float],
+        tell: Callable[[str], None],
+        environments: Sequence[Mapping[str, str]],
     ):
+        self._environments = environments or [{}] * len(commands)
         self._commands, self._pauses, self._tell = commands, pauses, tell
         self._running: set[asyncio.subprocess.Process] = set()
         self._leaving = asyncio.Event()
@@ -58,16 +67,18 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._leave)
         try:
-            return max(await asyncio.gather(*(self._keep(command) for command in self._commands)))
+            return max(await asyncio.gather(*map(self._keep, self._commands, self._environments)))
         finally:
             self._kill()
 
-    async def _keep(self, command: Sequence[str]) -> int:
+    async def _keep(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
         """Run a process, again if it dies."""
         clock, deaths = asyncio.get_running_loop().time, 0
         while True:
             began = clock()
-            process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+            process = await asyncio.create_subprocess_exec(
+                *command, start_new_session=True, env={**os.environ, **environment}
+            )
             self._running.add(process)
             if self._leaving.is_set():
                 process.terminate()
@@ -101,8 +112,13 @@ class _Supervisor:
 
 
 def supervise_workers(options: HostOptions, workers: int) -> int:
-    """Run worker hosts in processes of their own until they leave; as `supervise`."""
-    return supervise([_command(options, number) for number in range(workers)])
+    """Run worker hosts in processes of their own until they leave; as `supervise`.
+
+    Where the machine has GPUs, each gets one of them, in turn.
+    """
+    devices = visible_devices()
+    bound = [binding.environment for binding in bind(workers, devices)] if devices and has_cupy() else []
+    return supervise([_command(options, number) for number in range(workers)], environments=bound)
 
 
 def _command(options: HostOptions, number: int) -> list[str]:

@@ -18,6 +18,7 @@ from ...ops.pickling import dumps
 from ..task import StageProgram, Task, TaskResult
 
 if TYPE_CHECKING:
+    from ..devices.device_info import DeviceInfo
     from ..nodes.node_store import NodeStore
     from .fetch import FetchOptions
     from .worker_runtime import WorkerRuntime
@@ -108,7 +109,8 @@ class HeadwaterWorkerPlugin(WorkerPlugin):
             kind = await asyncio.to_thread(
                 _runtime_class
             )  # imports for a while; the worker is to answer meanwhile
-            runtime = kind(worker, store, self.options, kept_bytes=self.kept_bytes)
+            device = await asyncio.to_thread(_device, worker)
+            runtime = kind(worker, store, self.options, kept_bytes=self.kept_bytes, device=device)
             await runtime.start_beacon()
             if getattr(worker, "headwater", None) is None:
                 runtime.install()
@@ -138,6 +140,16 @@ class HeadwaterWorkerPlugin(WorkerPlugin):
         from ..nodes.node_store import NodeStore, default_scratch
 
         return NodeStore(Path(self.scratch) if self.scratch else default_scratch(), self.quota_bytes)
+
+
+def _device(worker: Worker) -> tuple[DeviceInfo | None, str]:
+    """Bind the process to a device, unless it is, and look at it."""
+    from ..devices.worker_device import bind_process, describe_device
+
+    resources = dict(worker.state.total_resources)
+    if not worker.address.startswith("inproc"):
+        bind_process(resources)
+    return describe_device(resources)
 
 
 def _runtime_class() -> type[WorkerRuntime]:

@@ -19,6 +19,7 @@ from tblib import pickling_support
 
 from ...errors import HeadwaterError, SerializationError
 from ..collectives.endpoint import Endpoint
+from ..devices.device_info import DeviceInfo
 from ..nodes.inventory import pack_inventory
 from ..nodes.kept import Kept
 from ..nodes.node_store import NodeStore
@@ -55,6 +56,7 @@ class WorkerRuntime:
         options: for fetches.
         broadcast_bytes: how much of broadcast inputs to remember.
         kept_bytes: most bytes of blocks that the node keeps beyond their runs; None as in `Kept`.
+        device: the process's GPU; or None, and in words why there is none.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class WorkerRuntime:
         options: FetchOptions | None = None,
         broadcast_bytes: int = 512 << 20,
         kept_bytes: int | None = None,
+        device: tuple[DeviceInfo | None, str] = (None, ""),
     ):
         self.worker, self.store = worker, store
+        self.device, self.device_problem = device
         roots = {store.node: store.root}
         self.fetcher = Fetcher(roots, worker.rpc, worker.loop.asyncio_loop, store.space, options)
         self.broadcasts = BroadcastCache(broadcast_bytes)
@@ -244,6 +248,8 @@ class WorkerRuntime:
             "pid": os.getpid(),
             "threads": self.worker.state.nthreads,
             "memory_limit": memory,
+            "device": self.device and self.device.record(),
+            "device_problem": self.device_problem,
             "beacon": self.beacon and self.beacon.port and [self.beacon.host, self.beacon.port],
             "beacon_token": self.beacon and self.beacon.token,
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},

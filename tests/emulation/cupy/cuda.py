@@ -18,6 +18,10 @@ class Device:
         self.mem_info = (MEMORY, MEMORY)
         self.attributes = {"MultiProcessorCount": 4}
 
+    @property
+    def pci_bus_id(self) -> str:
+        return f"0000:{runtime.visible()[self.id]}:00.0"
+
     def use(self) -> None:
         pass
 

@@ -1,12 +1,19 @@
 """The part of ``cupy.cuda.runtime`` that Headwater uses."""
 
+import os
+
 
 class CUDARuntimeError(RuntimeError):
     """What the driver reports."""
 
 
+def visible() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES names; without it, device 0."""
+    return [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",") if part]
+
+
 def getDeviceCount() -> int:
-    return 1
+    return len(visible())
 
 
 def getDevice() -> int:

@@ -1,0 +1,145 @@
+"""Workers that own a GPU, which `tests/emulation` stands for: how they are bound, found and used."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import cloudpickle
+import pyarrow as pa
+import pytest
+
+import headwater as hw
+from headwater import session as sessions
+from headwater.errors import ClusterError
+from headwater.ops.device.discovery import visible_devices
+from headwater.runtime.devices.claim import claim
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+EMULATION = str(Path(__file__).parents[1] / "emulation")
+QUIET = {"progress": False, "journal": False}
+
+
+@pytest.fixture
+def two_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two emulated devices, for this process and the workers that it starts."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "cupy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(EMULATION)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([EMULATION, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("HEADWATER_BACKEND", "cupy")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "cupy"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def bound() -> tuple[str | None, str, bool]:
+    """What a worker process was given, and whether it has imported CuPy."""
+    return (
+        os.environ.get("CUDA_VISIBLE_DEVICES"),
+        os.environ.get("HEADWATER_BACKEND", ""),
+        "cupy" in sys.modules,
+    )
+
+
+def where(table: pa.Table) -> pa.Table:
+    """Write beside each row on which device and with which arrays it was made."""
+    from headwater.ops.backend import array_namespace
+
+    time.sleep(0.05)
+    text = f"{os.environ.get('CUDA_VISIBLE_DEVICES')}/{array_namespace().__name__}"
+    return table.append_column("where", pa.array([text] * table.num_rows, pa.string()))
+
+
+def places(session: hw.Session, device: str, monkeypatch: pytest.MonkeyPatch, partitions: int = 8) -> Counter:
+    """Run a stage that the planner has put on a device; how many rows were made where."""
+    whole = sessions._plan
+
+    def placed(*arguments):
+        optimized, physical = whole(*arguments)
+        stages = tuple(replace(stage, device=device) for stage in physical.stages)
+        return optimized, replace(physical, stages=stages)
+
+    monkeypatch.setattr(sessions, "_plan", placed)
+    rows = hw.range(8 * partitions, partitions=partitions).map_batches(where, format="arrow")
+    table = session.run({"rows": rows}).table("rows")
+    assert table["id"].to_pylist() == list(range(8 * partitions))
+    return Counter(table["where"].to_pylist())
+
+
+def test_a_local_session_binds_a_worker_to_each_device(two_devices, monkeypatch):
+    with hw.Session(**QUIET) as session:
+        given = sorted(session._executor.client.run(bound).values())
+        assert given == [("", "numpy", False)] * 2 + [("0", "cupy", True), ("1", "cupy", True)]
+        assert session._executor.gpu_workers() == 2
+        infos = [info for info in session._executor.devices().values() if info is not None]
+        assert sorted(info.identity.split("/")[1] for info in infos) == ["0000:0:00.0", "0000:1:00.0"]
+        assert {(info.name, info.sharers, info.count) for info in infos} == {("emulated", 1, 1)}
+        assert set(places(session, "gpu", monkeypatch)) <= {"0/cupy", "1/cupy"}
+        assert all(place.endswith("/numpy") for place in places(session, "cpu", monkeypatch))
+
+
+def test_more_workers_than_devices_share_them(two_devices):
+    with hw.Session(workers=3, device="gpu", **QUIET) as session:
+        infos = list(session._executor.devices().values())
+        assert sorted(info.sharers for info in infos) == [1, 2, 2]
+        assert sorted(v[0] for v in session._executor.client.run(bound).values()) == ["0", "0", "1"]
+
+
+def test_no_device_is_used_by_a_session_that_wants_none(two_devices, monkeypatch):
+    with hw.Session(workers=2, device="cpu", **QUIET) as session:
+        assert session._executor.gpu_workers() == 0
+        assert not any(imported for _, _, imported in session._executor.client.run(bound).values())
+        assert all(place.endswith("/numpy") for place in places(session, "gpu", monkeypatch))
+
+
+def test_workers_without_a_device_import_no_cupy(monkeypatch):
+    monkeypatch.delenv("HEADWATER_BACKEND", raising=False)
+    monkeypatch.setattr("headwater.ops.device.discovery._DRIVER", ())
+    assert visible_devices() == []
+    with hw.Session(workers=1, **QUIET) as session:
+        assert session._executor.devices() == dict.fromkeys(session._executor.devices())
+        assert not any(imported for *_, imported in session._executor.client.run(bound).values())
+
+
+def test_a_device_that_is_not_there_is_asked_for_in_vain(monkeypatch):
+    monkeypatch.setenv("HEADWATER_BACKEND", "numpy")
+    with pytest.raises(ClusterError, match=r"HEADWATER_BACKEND=numpy.*Session\(device='auto'\)"):
+        hw.Session(device="gpu", **QUIET).start()
+    with pytest.raises(ClusterError, match="this process: no GPU"):
+        hw.Session("inline", device="gpu", **QUIET).start()
+    with pytest.raises(hw.HeadwaterError, match="Session\\(device='gpus'\\)"):
+        hw.Session(device="gpus", **QUIET)
+
+
+def test_a_cluster_that_is_joined_tells_what_its_workers_have(two_devices, monkeypatch):
+    with hw.Session(workers=1, device="cpu", **QUIET) as plain:
+        address = plain._executor.address
+        with pytest.raises(
+            ClusterError, match=r"no worker has a GPU that it can use:\n  tcp://.*: no GPU\nJoin"
+        ):
+            hw.Session(address, device="gpu", **QUIET).start()
+    with hw.Session(workers=2, **QUIET) as local:
+        address = local._executor.address
+        with hw.Session(address, device="gpu", **QUIET) as session:
+            assert session._executor.gpu_workers() == 2
+            assert set(places(session, "gpu", monkeypatch)) <= {"0/cupy", "1/cupy"}
+
+
+def test_a_run_in_this_process_uses_its_device(two_devices, monkeypatch):
+    with hw.Session("inline", **QUIET) as session:
+        assert session._executor.gpu_workers() == 4
+        assert set(places(session, "gpu", monkeypatch)) == {"0,1/cupy"}
+
+
+def test_processes_that_nobody_binds_spread_over_devices(tmp_path):
+    assert [claim(["0", "1"], tmp_path) for _ in range(4)] == [("0", 0), ("1", 0), ("0", 1), ("1", 1)]
