@@ -85,11 +85,12 @@ class DistinctKernel(Kernel):
             yield from seen.add(table)
             if seen.bytes > context.memory_bytes // 2:
                 yield from seen.flush()
-                yield from self._spill(seen.rows, stream, context)
+                yield from self.after(seen.rows, stream, context)
                 return
         yield from seen.flush(last=True)
 
-    def _spill(self, seen: pa.Table, stream: Stream, context: Context) -> Stream:
+    def after(self, seen: pa.Table, stream: Stream, context: Context) -> Stream:
+        """Pass on rows whose keys are new, given the distinct keys of rows before them, by way of disk."""
         names = seen.schema.names
         with context.spill_folder() as folder:
             runs = []

@@ -109,38 +109,18 @@ def one_form(values: Array, xp: ModuleType) -> Array:
     return xp.where(values == values, values + zero, nan)
 
 
-def _parts(columns: Sequence[DeviceColumn], xp: ModuleType) -> list[_Part]:
-    sizes: list[tuple[int, int] | None] = [_known_range(column) for column in columns]
-    unknown = [place for place, size in enumerate(sizes) if size is None]
-    for place, found in zip(unknown, _ranges([columns[place] for place in unknown], xp)):
-        sizes[place] = found
-    parts = []
-    for column, range in zip(columns, sizes):
-        assert range is not None
-        low, size = range
-        if column.valid is None:
-            parts.append(_Part(column, size, low))
-        elif size < _WORD:
-            parts.append(_Part(column, size + 1, low, nullable=True))
-        else:
-            parts += [_Part(column, 2, flags=True), _Part(column, size, low)]
-    return parts
+def ranges(columns: Sequence[DeviceColumn], xp: ModuleType) -> list[tuple[int, int]]:
+    """Return the least value of each column, and how many values there are from it to the greatest.
 
+    Reads the values and their mask once, and waits for the device once.
 
-def _known_range(column: DeviceColumn) -> tuple[int, int] | None:
-    """The least code of a column and how many codes there may be, if that is known without reading it."""
-    dtype = column.values.dtype
-    if is_coded(column.type):
-        return 0, max(1, len(column.dictionary))  # type: ignore[arg-type]
-    if dtype.kind == "f":
-        return 0, 1 << 8 * dtype.itemsize
-    if dtype.kind == "b":
-        return 0, 2
-    return (int(np.iinfo(dtype).min), 256) if dtype.itemsize == 1 else None
+    Args:
+        columns: of integers.
+        xp: NumPy or CuPy.
 
-
-def _ranges(columns: Sequence[DeviceColumn], xp: ModuleType) -> list[tuple[int, int]]:
-    """The least value of each column, and how many values lie between it and the greatest; (0, 0) if all are null."""
+    Returns:
+        A pair for each column; (0, 0) for one without values that aren't null.
+    """
     if not columns:
         return []
     limits = np.iinfo(np.int64)
@@ -167,6 +147,36 @@ def _ranges(columns: Sequence[DeviceColumn], xp: ModuleType) -> list[tuple[int, 
         shift = 1 << 63 if column.values.dtype == np.uint64 else 0
         result.append((low + shift, high - low + 1) if low <= high else (0, 0))
     return result
+
+
+def _parts(columns: Sequence[DeviceColumn], xp: ModuleType) -> list[_Part]:
+    sizes: list[tuple[int, int] | None] = [_known_range(column) for column in columns]
+    unknown = [place for place, size in enumerate(sizes) if size is None]
+    for place, found in zip(unknown, ranges([columns[place] for place in unknown], xp)):
+        sizes[place] = found
+    parts = []
+    for column, range in zip(columns, sizes):
+        assert range is not None
+        low, size = range
+        if column.valid is None:
+            parts.append(_Part(column, size, low))
+        elif size < _WORD:
+            parts.append(_Part(column, size + 1, low, nullable=True))
+        else:
+            parts += [_Part(column, 2, flags=True), _Part(column, size, low)]
+    return parts
+
+
+def _known_range(column: DeviceColumn) -> tuple[int, int] | None:
+    """The least code of a column and how many codes there may be, if that is known without reading it."""
+    dtype = column.values.dtype
+    if is_coded(column.type):
+        return 0, max(1, len(column.dictionary))  # type: ignore[arg-type]
+    if dtype.kind == "f":
+        return 0, 1 << 8 * dtype.itemsize
+    if dtype.kind == "b":
+        return 0, 2
+    return (int(np.iinfo(dtype).min), 256) if dtype.itemsize == 1 else None
 
 
 def _append(word: Array, part: _Part, first: bool, xp: ModuleType) -> None:

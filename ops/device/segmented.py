@@ -17,6 +17,7 @@ Each sum begins with 0.0, so it is never -0.0; hence a null, whose value is 0, a
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,8 @@ _LANES = 256
 _RUNS = 8
 #: groups of one block of `sum_many`, as in the source
 _WIDE = 512
+#: means and validity, for distances
+_About = tuple[Array, Array | None]
 _LEAST = np.int64(np.iinfo(np.int64).min)
 _SIGN = np.uint64(1 << 63)
 
@@ -64,9 +67,7 @@ def sums(values: Array, groups: DeviceGroups) -> Array:
     """
     xp, count = groups.xp, groups.count
     if values.dtype.kind == "f":
-        if not len(groups) or not count:
-            return xp.zeros(count, dtype=np.float64)
-        return _dense_sums(values, groups) if count <= MANY else _sorted_sums(values, groups)
+        return _float_sums(values, groups)
     signed = np.dtype(np.uint64 if values.dtype == np.uint64 else np.int64)
     if not on_device(xp):
         totals = np.zeros(count, dtype=signed)
@@ -76,6 +77,23 @@ def sums(values: Array, groups: DeviceGroups) -> Array:
     args = (values, groups.codes, np.int64(len(groups)), np.int32(count), bits)
     _launch_tiles("add_integers", values, len(groups), args, xp)
     return bits.view(signed)
+
+
+def spreads(values: Array, valid: Array | None, means: Array, groups: DeviceGroups) -> Array:
+    """Sum the squares of the distances of each group's values from a number, in the order of `sums`.
+
+    Moves what `sums` moves, and the mask.
+
+    Args:
+        values: shape (rows,), floats.
+        valid: shape (rows,), bool; None if no row is null.
+        means: the number of each group; shape (count,), float64.
+        groups: of the rows.
+
+    Returns:
+        Shape (count,), float64; 0 for a group without values.
+    """
+    return _float_sums(values, groups, (means, valid))
 
 
 def extremes(values: Array, valid: Array | None, groups: DeviceGroups, largest: bool) -> Array:
@@ -138,21 +156,45 @@ def _launch_tiles(name: str, values: Array, rows: int, args: tuple, xp: ModuleTy
     launch(function, rows, args, each=TILE // 256)
 
 
-def _dense_sums(values: Array, groups: DeviceGroups) -> Array:
+def _float_sums(values: Array, groups: DeviceGroups, about: _About | None = None) -> Array:
+    if not len(groups) or not groups.count:
+        return groups.xp.zeros(groups.count, dtype=np.float64)
+    if about is not None and not on_device(groups.xp):
+        means, valid = about
+        with np.errstate(invalid="ignore", over="ignore"):
+            distances = values - means[groups.codes]
+            values, about = distances * distances, None
+        if valid is not None:
+            values[~valid] = 0
+    return (_dense_sums if groups.count <= MANY else _sorted_sums)(values, groups, about)
+
+
+def _build(values: Array, about: _About | None) -> dict[str, Any]:
+    """The macros of a source of sums."""
+    return {"T": C_NAMES[values.dtype]} | ({} if about is None else {"SPREAD": 1})
+
+
+def _distances(values: Array, about: _About | None) -> tuple[Array, Array, np.int32]:
+    """The arguments that say what distances are from; without them, any array, which is not read."""
+    if about is None:
+        return values, values, np.int32(0)
+    means, valid = about
+    return means, means if valid is None else valid, np.int32(valid is not None)
+
+
+def _dense_sums(values: Array, groups: DeviceGroups, about: _About | None) -> Array:
     xp, rows, count = groups.xp, len(groups), groups.count
     tiles, few = -(-rows // TILE), count <= FEW
     width = _LANES if few else 32
     if not on_device(xp):
         return _lane_sums(_tile_sums(values, groups.codes, tiles, count, few), width)
     partials, totals = xp.empty((count, tiles), dtype=np.float64), xp.empty(count, dtype=np.float64)
-    macros = {"T": C_NAMES[values.dtype]}
-    args = (values, groups.codes, np.int64(rows), np.int32(count), partials)
-    if few:
-        kernel(xp, "dense_sums", "sum_few", **macros)((tiles,), (_LANES,), args)
-    else:
-        kernel(xp, "dense_sums", "sum_many", **macros)((tiles, -(-count // _WIDE)), (_LANES,), args)
+    function = kernel(xp, "dense_sums", "sum_few" if few else "sum_many", **_build(values, about))
+    shape = np.int64(rows), np.int32(count)
+    grid = (tiles,) if few else (tiles, -(-count // _WIDE))
+    function(grid, (_LANES,), (values, groups.codes, *shape, *_distances(values, about), partials))
     args = (partials, np.int64(tiles), np.int32(count), np.int32(width), totals)
-    launch(kernel(xp, "dense_sums", "sum_tiles", **macros), count * width, args)
+    launch(kernel(xp, "dense_sums", "sum_tiles", **_build(values, about)), count * width, args)
     return totals
 
 
@@ -186,7 +228,7 @@ def _in_halves(sums: np.ndarray) -> np.ndarray:
     return sums[..., 0]
 
 
-def _sorted_sums(values: Array, groups: DeviceGroups) -> Array:
+def _sorted_sums(values: Array, groups: DeviceGroups, about: _About | None) -> Array:
     xp, count = groups.xp, groups.count
     order: Array | None = groups.order
     starts, sizes = groups.starts, groups.sizes
@@ -194,28 +236,35 @@ def _sorted_sums(values: Array, groups: DeviceGroups) -> Array:
         chunks = xp.maximum((sizes + (CHUNK - 1)) // CHUNK, 1)
         ends = xp.cumsum(chunks)
         firsts, total = ends - chunks, int(ends[-1])
-        values, order = _chunk_sums(values, order, starts, sizes, firsts, total, xp), None
+        values = _chunk_sums(values, order, (starts, sizes, firsts), total, about, xp)
+        order = about = None
         if total == count:
             return values
         starts, sizes = firsts, chunks
 
 
 def _chunk_sums(
-    values: Array, order: Array | None, starts: Array, sizes: Array, firsts: Array, total: int, xp: ModuleType
+    values: Array,
+    order: Array | None,
+    segments: tuple[Array, Array, Array],
+    total: int,
+    about: _About | None,
+    xp: ModuleType,
 ) -> Array:
-    """The sum of each chunk; firsts: the number of each group's first chunk."""
+    """The sum of each chunk; segments: each group's start and size, and the number of its first chunk."""
+    starts, sizes, firsts = segments
     count = int(sizes.shape[0])
     if on_device(xp):
         found = xp.empty(total, dtype=np.float64)
-        function = kernel(xp, "segmented", "sum_chunks", T=C_NAMES[values.dtype])
-        places = starts if order is None else order
-        flag, counts = np.int32(order is not None), (np.int64(count), np.int64(total))
-        launch(function, total, (values, places, flag, starts, sizes, firsts, *counts, found))
+        function = kernel(xp, "segmented", "sum_chunks", **_build(values, about))
+        places = (starts, np.int32(0)) if order is None else (order, np.int32(1))
+        counts = np.int64(count), np.int64(total)
+        launch(function, total, (values, *places, *segments, *counts, *_distances(values, about), found))
         return found
     ordered = values if order is None else values[order]
     owners = np.repeat(np.arange(count), sizes)
-    places = np.arange(len(ordered)) - starts[owners]
-    return np.bincount(firsts[owners] + places // CHUNK, weights=ordered, minlength=total)
+    ranks = np.arange(len(ordered)) - starts[owners]
+    return np.bincount(firsts[owners] + ranks // CHUNK, weights=ordered, minlength=total)
 
 
 def _ordered(values: np.ndarray) -> np.ndarray:

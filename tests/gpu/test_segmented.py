@@ -111,20 +111,40 @@ def check_extremes(values, valid, codes, largest, xp):
         assert np.array_equal(found[code], mine[-1 if largest else 0], equal_nan=found.dtype.kind == "f")
 
 
-def test_any_all_first_last(xp):
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("count", [1, 16, 700, 2100])
+def test_spreads(count, dtype, xp):
+    codes, valid = spread_codes(9000, count), RNG.random(9000) < 0.7
+    values = np.where(valid, RNG.normal(size=9000), 0).astype(dtype)
+    means = RNG.normal(size=count)
+    terms = np.where(valid, (values - means[codes]) ** 2, 0)
+    expected = pd.Series(terms).groupby(codes, sort=False).sum()
+    found = on_both(
+        lambda groups, there: segmented.spreads(there(values), there(valid), there(means), groups), codes, xp
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_any_and_all(every, xp):
     codes, valid = spread_codes(3000, 90), RNG.random(3000) < 0.2
     values = (RNG.random(3000) < 0.2) & valid
-    frame = pd.DataFrame({"code": codes, "value": values, "row": np.arange(3000)})
-    known = frame[valid].groupby("code").value
-    for function, expected in [(segmented.any_true, known.any()), (segmented.all_true, known.all())]:
-        found = on_both(lambda groups, there: function(there(values), there(valid), groups), codes, xp)
-        empty = function is segmented.all_true
-        np.testing.assert_array_equal(found, expected.reindex(range(90), fill_value=empty))
+    known = pd.Series(values[valid]).groupby(codes[valid])
+    expected = (known.all() if every else known.any()).reindex(range(90), fill_value=every)
+    function = segmented.all_true if every else segmented.any_true
+    found = on_both(lambda groups, there: function(there(values), there(valid), groups), codes, xp)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_first_and_last(xp):
+    codes, valid = spread_codes(3000, 90), RNG.random(3000) < 0.2
+    values = RNG.random(3000) < 0.5
+    rows = pd.Series(np.arange(3000)).groupby(codes)
     column, groups = to_device(pa.array(values, mask=~valid), xp), groups_of(codes, xp)
-    rows = frame.groupby("code").row
     np.testing.assert_array_equal(to_host(segmented.last_rows(groups)), rows.max())
     np.testing.assert_array_equal(to_host(segmented.last_values(column, groups).valid), valid[rows.max()])
-    np.testing.assert_array_equal(to_host(segmented.first_values(column, groups).values), values[rows.min()])
+    first = to_host(segmented.first_values(column, groups).values)
+    np.testing.assert_array_equal(first, (values & valid)[rows.min()])
 
 
 def test_no_rows(xp):
@@ -141,4 +161,5 @@ def test_a_group_without_rows_among_many_sums_to_zero(xp):
     for module in (np, xp):
         groups = DeviceGroups(module.asarray(codes), 3000, module.zeros(3000, dtype=np.int64), module)
         found = to_host(segmented.sums(module.ones(2999), groups))
-        assert found[1234] == 0 and found.sum() == 2999
+        assert found[1234] == 0
+        assert found.sum() == 2999

@@ -2,6 +2,9 @@
 // Every addition has its place by the number of the row; what is added where stands in segmented.py.
 // build: -DT=f32
 // build: -DT=f64
+// build: -DSPREAD=1 -DT=f32
+// build: -DSPREAD=1 -DT=f64
+typedef unsigned char u8;
 typedef float f32;
 typedef double f64;
 typedef long long i64;
@@ -13,8 +16,21 @@ typedef long long i64;
 #define FEW 16
 #define WIDE 512
 
+// what a row adds to its group: its value, or the square of its distance from the group's mean
+__device__ __forceinline__ f64 term(const T *values, i64 row, i64 code, const f64 *means, const u8 *valid,
+                                    int nullable) {
+#ifdef SPREAD
+    if (nullable && !valid[row]) return 0;
+    f64 distance = (f64)values[row] - means[code];
+    return distance * distance;
+#else
+    return (f64)values[row];
+#endif
+}
+
 // at most FEW groups: thread t owns rows t, t + 256, ... of the tile, and a sum for each group
 extern "C" __global__ void __launch_bounds__(THREADS) sum_few(const T *values, const int *codes, i64 rows, int groups,
+                                                              const f64 *means, const u8 *valid, int nullable,
                                                               f64 *partials) {
     __shared__ f64 sums[FEW * THREADS];
     int t = threadIdx.x;
@@ -23,21 +39,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) sum_few(const T *values, c
         f64 sum = 0;
         #pragma unroll
         for (int k = 0; k < TILE; k += THREADS)
-            if (start + k < rows) sum += (f64)values[start + k];
+            if (start + k < rows) sum += term(values, start + k, 0, means, valid, nullable);
         sums[t] = sum;
     } else {
         for (int g = 0; g < groups; ++g) sums[g * THREADS + t] = 0;
         for (int k = 0; k < TILE; k += 8 * THREADS) {
-            T value[8];
+            f64 value[8];
             int code[8];
             #pragma unroll
             for (int j = 0; j < 8; ++j) {
                 i64 row = start + k + j * THREADS;
-                value[j] = row < rows ? values[row] : (T)0;
                 code[j] = row < rows ? codes[row] : 0;
+                value[j] = row < rows ? term(values, row, code[j], means, valid, nullable) : 0;
             }
             #pragma unroll
-            for (int j = 0; j < 8; ++j) sums[code[j] * THREADS + t] += (f64)value[j];
+            for (int j = 0; j < 8; ++j) sums[code[j] * THREADS + t] += value[j];
         }
     }
     for (int half = THREADS / 2; half; half /= 2) {
@@ -54,6 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sum_few(const T *values, c
 // more groups, WIDE of them a block: each warp owns a run of rows, and a sum for each group. Where lanes of a warp
 // have the same group, they add one after another, in the order of rows
 extern "C" __global__ void __launch_bounds__(THREADS) sum_many(const T *values, const int *codes, i64 rows, int groups,
+                                                               const f64 *means, const u8 *valid, int nullable,
                                                                f64 *partials) {
     __shared__ f64 sums[WARPS * WIDE];
     int t = threadIdx.x, lane = t % 32, low = blockIdx.y * WIDE;
@@ -64,21 +81,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) sum_many(const T *values, 
     for (int g = lane; g < here; g += 32) own[g] = 0;
     __syncwarp();
     for (int k = 0; k < RUN; k += 4 * 32) {
-        T value[4];
+        f64 value[4];
         int code[4];
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
             i64 row = start + k + j * 32;
-            value[j] = row < rows ? values[row] : (T)0;
             code[j] = row < rows ? codes[row] - low : -1;
             if (code[j] < 0 || code[j] >= here) code[j] = -1;
+            value[j] = code[j] < 0 ? 0 : term(values, row, low + code[j], means, valid, nullable);
         }
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
             unsigned peers = __match_any_sync(~0u, code[j]);
             int turn = code[j] < 0 ? -1 : __popc(peers & before);
             for (int now = 0; __any_sync(~0u, turn >= now); ++now) {
-                if (turn == now) own[code[j]] += (f64)value[j];
+                if (turn == now) own[code[j]] += value[j];
                 __syncwarp();
             }
         }

@@ -1,0 +1,215 @@
+"""Aggregate on a device: partial and final, whose states the host's kernels read and write as well.
+
+Rows are cut anew every `UNIT_ROWS` of a partition, and a unit's float sums depend on its rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from types import ModuleType
+
+import pyarrow as pa
+
+from ..aggregate import Aggregation, FinalAggregateKernel, PartialAggregateKernel
+from ..aggregations import AGGREGATIONS
+from ..backend import array_namespace
+from ..kernel import Broadcast, Context
+from ..morsels import drained
+from .aggregations import (
+    DEVICE_AGGREGATIONS,
+    Reductions,
+    State,
+    TotalTooWide,
+    of_nothing,
+    typed,
+    unsupported,
+)
+from .column import physical_type
+from .grouping import DeviceGroups, group
+from .key_words import one_form
+from .modules import on_device
+from .operators import DeviceKernel, DeviceStream, Lowered, lowers
+from .sort import device_tables, hold, on_host
+from .streams import rechunk
+from .table import DeviceTable, concat
+from .transfer import UNIT_ROWS, crosses
+
+#: a partial aggregation hands its states on when they hold more than this; fixed, as it decides which float sums
+#: are added first
+_FLUSH_BYTES = 256 << 20
+#: states that are held before they are merged for the first time
+_FIRST_MERGE = 4 * UNIT_ROWS
+#: merging states is given up when it leaves more than this fraction of them
+_FUTILE = 0.9
+#: states of more bytes are merged on the host; fixed, whatever the device, as the host adds floats in another order
+_MOST_STATES = 2 << 30
+
+
+@dataclass(frozen=True)
+class DevicePartialAggregate(DeviceKernel):
+    """Reduces the rows of a partition to one state a group, or a few where there are too many groups.
+
+    Attributes:
+        keys: grouping columns.
+        aggregations: what to compute.
+        schema: of the states, as the host's.
+    """
+
+    keys: tuple[str, ...]
+    aggregations: tuple[Aggregation, ...]
+    schema: pa.Schema
+
+    def run(self, inputs: Sequence[DeviceStream | Broadcast], context: Context) -> DeviceStream:
+        xp = array_namespace()
+        held: list[DeviceTable] = []
+        rows, limit, futile = 0, _FIRST_MERGE, False
+        width = _row_bytes(self.schema)
+        for table in rechunk(device_tables(inputs[0], xp), UNIT_ROWS, xp):
+            states = list(self._reduce(table, xp))
+            if futile:
+                yield from states
+                continue
+            held += states
+            rows += sum(state.rows for state in states)
+            if rows < limit and rows * width < _FLUSH_BYTES:
+                continue
+            parts = self._merge(held, xp)
+            left = sum(part.rows for part in parts)
+            futile = len(held) > 1 and left > _FUTILE * rows
+            if futile or left * width > _FLUSH_BYTES:
+                yield from parts
+                held, rows = [], 0
+            else:
+                held, rows = parts, left
+            limit = 2 * rows + _FIRST_MERGE
+        if held:
+            yield from self._merge(held, xp)
+
+    def _reduce(self, table: DeviceTable, xp: ModuleType) -> Iterator[DeviceTable]:
+        """The states of a unit; of its halves where a sum of decimals has more than 64 bits."""
+        groups = group([table.column(name) for name in self.keys], table.rows, xp)
+        reductions = Reductions(groups)
+        parts: list[State] = []
+        try:
+            for a in self.aggregations:
+                column = None if a.column is None else table.column(a.column)
+                parts.append(DEVICE_AGGREGATIONS[a.function].partial(reductions, column))
+        except TotalTooWide:
+            half = table.rows // 2
+            yield from self._reduce(table.slice(0, half), xp)
+            yield from self._reduce(table.slice(half, table.rows), xp)
+        else:
+            yield _states(groups, table, self.keys, parts, self.schema)
+
+    def _merge(self, states: list[DeviceTable], xp: ModuleType) -> list[DeviceTable]:
+        """One table for them all; the tables as they were where a sum of decimals has more than 64 bits."""
+        if len(states) == 1:
+            return states
+        whole = concat(states, xp)
+        try:
+            groups, parts = _merge_states(whole, self.keys, self.aggregations, xp)
+        except TotalTooWide:
+            return states
+        return [_states(groups, whole, self.keys, parts, self.schema)]
+
+
+@dataclass(frozen=True)
+class DeviceFinalAggregate(DeviceKernel):
+    """Merges the states of each group in the order they come, and finishes them.
+
+    Groups stand in order of first appearance. Without keys there is exactly one row.
+
+    Attributes:
+        keys: grouping columns.
+        aggregations: what to compute.
+        schema: of the output.
+    """
+
+    keys: tuple[str, ...]
+    aggregations: tuple[Aggregation, ...]
+    schema: pa.Schema
+
+    def run(self, inputs: Sequence[DeviceStream | Broadcast], context: Context) -> DeviceStream:
+        xp = array_namespace()
+        stream = device_tables(inputs[0], xp)
+        held, whole = hold(stream, _MOST_STATES if on_device(xp) else context.memory_bytes // 2)
+        if self.keys and not whole:
+            host = FinalAggregateKernel(self.keys, self.aggregations, self.schema)
+            yield from on_host(host, [chain(drained(held), stream)], context, xp)
+            return
+        states = [*drained(held), *stream]
+        if states:
+            finished = self._finish(concat(states, xp), xp)
+            for start in range(0, finished.rows, UNIT_ROWS):
+                yield finished.slice(start, start + UNIT_ROWS)
+        elif not self.keys:
+            yield self._of_nothing(xp)
+
+    def _finish(self, states: DeviceTable, xp: ModuleType) -> DeviceTable:
+        groups, parts = _merge_states(states, self.keys, self.aggregations, xp)
+        answers = [
+            (DEVICE_AGGREGATIONS[a.function].finish(state, dict(a.options), xp),)
+            for a, state in zip(self.aggregations, parts)
+        ]
+        return _states(groups, states, self.keys, answers, self.schema)
+
+    def _of_nothing(self, xp: ModuleType) -> DeviceTable:
+        answers = tuple(
+            of_nothing(self.schema.field(a.name).type, AGGREGATIONS[a.function].nothing, xp)
+            for a in self.aggregations
+        )
+        return DeviceTable(answers, self.schema, 1)
+
+
+@lowers(PartialAggregateKernel)
+def lower_partial(kernel: PartialAggregateKernel, schemas: Sequence[pa.Schema]) -> Lowered:
+    """Reduce rows on the device, if they and the aggregations have a place there."""
+    schema = schemas[0]
+    for a in kernel.aggregations:
+        if why := unsupported(a.function, None if a.column is None else schema.field(a.column).type):
+            return why
+    return crosses(schema) or DevicePartialAggregate(kernel.keys, kernel.aggregations, kernel.schema)
+
+
+@lowers(FinalAggregateKernel)
+def lower_final(kernel: FinalAggregateKernel, schemas: Sequence[pa.Schema]) -> Lowered:
+    """Merge states on the device, if they have a place there; sums of decimals have none."""
+    for a in kernel.aggregations:
+        if why := unsupported(a.function, None):
+            return why
+    for a in kernel.aggregations:
+        if a.function in ("min", "max") and pa.types.is_dictionary(kernel.schema.field(a.name).type):
+            return f"{a.function} of {kernel.schema.field(a.name).type} has no order there"
+    why = crosses(schemas[0]) or crosses(kernel.schema)
+    return why or DeviceFinalAggregate(kernel.keys, kernel.aggregations, kernel.schema)
+
+
+def _merge_states(
+    states: DeviceTable, keys: Sequence[str], aggregations: Sequence[Aggregation], xp: ModuleType
+) -> tuple[DeviceGroups, list[State]]:
+    """Group states by key and merge them: the groups, and each aggregation's state."""
+    groups = group([states.column(name) for name in keys], states.rows, xp)
+    reductions, columns = Reductions(groups), states.columns[len(keys) :]
+    merged = []
+    for a in aggregations:
+        size = AGGREGATIONS[a.function].parts
+        merged.append(DEVICE_AGGREGATIONS[a.function].merge(reductions, columns[:size]))
+        columns = columns[size:]
+    return groups, merged
+
+
+def _states(
+    groups: DeviceGroups, table: DeviceTable, keys: Sequence[str], parts: Sequence[State], schema: pa.Schema
+) -> DeviceTable:
+    """A row for each group: its key, -0.0 and NaN in one form, and the parts."""
+    firsts = [table.column(name).take(groups.first_rows) for name in keys]
+    columns = [replace(first, values=one_form(first.values, groups.xp)) for first in firsts]
+    columns += [part for state in parts for part in state]
+    return DeviceTable(typed(columns, schema), schema, groups.count)
+
+
+def _row_bytes(schema: pa.Schema) -> int:
+    """Bytes of a state, with a byte of validity for each part; decimals of any length take eight."""
+    return sum(1 + (dtype.itemsize if (dtype := physical_type(field.type)) else 8) for field in schema)
