@@ -66,7 +66,7 @@ format: $(VENV)/.installed-check
 	$(BIN)/ruff format .
 
 bench: $(BENCH)/.installed
-	$(BENCH)/bin/python benchmarks/compare.py
+	$(BENCH)/bin/python benchmarks/compare.py --docs docs/benchmarks.md
 	$(BENCH)/bin/python benchmarks/exchange.py
 	$(BENCH)/bin/python benchmarks/planning.py
 

@@ -21,6 +21,10 @@ class EngineError(Exception):
     """An engine failed, took too long, or ended; the message says why."""
 
 
+class OverLimitError(EngineError):
+    """An engine took longer than it may."""
+
+
 class EngineClient:
     """An engine in a process of its own.
 
@@ -35,7 +39,7 @@ class EngineClient:
         workloads: what it can do.
         missing: why it can't do the others.
         versions: of its packages.
-        startup_seconds: from the import of the engine until it was up, the last time.
+        startup_seconds: from the import of the engine until it was up, the last time, beside those that start with it.
     """
 
     def __init__(self, name: str, python: str, cores: int, scratch: Path, limit: float):
@@ -105,9 +109,12 @@ class EngineClient:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             reply = self._reply(self._limit)
-        except (EngineError, OSError) as error:
+        except EngineError:
             self.kill()
-            raise EngineError(str(error)) from error
+            raise
+        except (OSError, ValueError) as error:
+            self.kill()
+            raise EngineError(f"{type(error).__name__}: {error}"[:300]) from error
         finally:
             usage = meter.stop()
         if "error" in reply:
@@ -144,7 +151,7 @@ class EngineClient:
         try:
             line = self._replies.get(timeout=limit)
         except queue.Empty:
-            raise EngineError(f"took more than {limit:g} s") from None
+            raise OverLimitError(f"took more than {limit:g} s") from None
         if not line:
             lines = self._log.read_text(errors="replace").strip().splitlines()
             raise EngineError(f"its process ended: {lines[-1] if lines else 'without a word'}"[:300])

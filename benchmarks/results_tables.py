@@ -32,13 +32,15 @@ Row = dict[str, Any]
 
 def line(workload: str, rows: Sequence[Row]) -> str:
     """One line about a workload, for whoever waits."""
-    cells = [
-        f"{row['engine']} {row['seconds']:.2f} s, {row['cpu_seconds']:.2f} CPU s, {row['peak_rss_mb']:.0f} MB"
-        if row["ok"]
-        else f"{row['engine']} {'-' if row['missing'] else 'FAILED'}"
-        for row in rows
-    ]
-    return f"{workload:12}" + " | ".join(cells)
+
+    def cell(row: Row) -> str:
+        if not row["ok"]:
+            return "-" if row["missing"] else "FAILED"
+        if row["seconds"] is None:
+            return "right"
+        return f"{row['seconds']:.2f} s, {row['cpu_seconds']:.2f} CPU s, {row['peak_rss_mb']:.0f} MB"
+
+    return f"{workload:12}" + " | ".join(f"{row['engine']} {cell(row)}" for row in rows)
 
 
 def markdown(rows: Sequence[Row], scale: float, turns: int, cores: int) -> str:
@@ -62,7 +64,10 @@ def markdown(rows: Sequence[Row], scale: float, turns: int, cores: int) -> str:
         _figures(rows, "peak_rss_mb", round),
     ]
     if any(row["engine"] == "headwater" and row["ok"] for row in rows):
-        parts += ["**Headwater's seconds divided by the others'**: below 1 it is faster", _ratios(rows)]
+        parts += [
+            "**Headwater's seconds divided by the others'**: below 1 it is faster; means are over what both did",
+            _ratios(rows),
+        ]
     if failures := [row for row in rows if not row["ok"]]:
         parts.append(_reasons(failures))
     return "\n\n".join(parts)
@@ -97,11 +102,11 @@ def replace_section(path: Path, text: str, rows: Sequence[Row]) -> None:
 
 
 def _seconds(rows: Sequence[Row], what: str = "seconds") -> dict[str, dict[str, float]]:
-    """By workload and engine, in the order in which they ran; what failed is left out."""
+    """By workload and engine, in the order in which they ran; what failed or wasn't measured is left out."""
     found: dict[str, dict[str, float]] = {}
     for row in rows:
         found.setdefault(row["workload"], {})
-        if row["ok"]:
+        if row["ok"] and row[what] is not None:
             found[row["workload"]][row["engine"]] = row[what]
     return found
 
@@ -112,16 +117,18 @@ def _engines(rows: Sequence[Row]) -> list[str]:
 
 def _figures(rows: Sequence[Row], what: str, shown: Callable[[float], float]) -> str:
     engines = _engines(rows)
-    failed = {(row["workload"], row["engine"]) for row in rows if not row["ok"] and not row["missing"]}
+    instead = {
+        (row["workload"], row["engine"]): "too long" if row["over_limit"] else "failed"
+        for row in rows
+        if not row["ok"] and not row["missing"]
+    }
     body = [
         [
             WORKLOADS[workload].title,
             *(
                 f"{shown(by_engine[engine]):g}"
                 if engine in by_engine
-                else "failed"
-                if (workload, engine) in failed
-                else "-"
+                else instead.get((workload, engine), "-")
                 for engine in engines
             ),
         ]
@@ -142,7 +149,11 @@ def _ratios(rows: Sequence[Row]) -> str:
                 columns[engine][workload] = ours / by_engine[engine]
         if single := [by_engine[engine] for engine in SINGLE if engine in by_engine]:
             columns["best"][workload] = ours / min(single)
-    means = ["geometric mean", *(_ratio(geometric_mean(column.values())) for column in columns.values())]
+    last = [
+        ["geometric mean", *(_ratio(geometric_mean(column.values())) for column in columns.values())],
+        ["highest", *(_ratio(max(column.values(), default=None)) for column in columns.values())],
+        ["of workloads", *(f"{len(column)}" for column in columns.values())],
+    ]
     body = [
         [WORKLOADS[name].title, *(_ratio(column.get(name)) for column in columns.values())]
         for name in seconds
@@ -152,7 +163,7 @@ def _ratios(rows: Sequence[Row]) -> str:
         *(TITLES[engine] for engine in others),
         "best of " + ", ".join(TITLES[name] for name in SINGLE),
     ]
-    return table(head, [*body, means])
+    return table(head, [*body, *last])
 
 
 def _ratio(value: float | None) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -140,17 +142,21 @@ def test_floats_are_compared_to_nine_digits(load):
     assert unequal(right.slice(1), right, 1e-9) == "1 rows, not 2"
 
 
-def test_ratios_leave_out_what_failed(load, tmp_path):
-    def row(engine: str, workload: str, seconds: float | None) -> dict:
-        measured = dict.fromkeys(("seconds", "cpu_seconds", "peak_rss_mb"), seconds)
-        fate = {"ok": seconds is not None, "missing": False, "reason": "too slow"}
-        return {"engine": engine, "workload": workload, **measured, **fate, "versions": {}, "turns": []}
+def row(engine: str, workload: str, seconds: float | None, reason: str | None = None, **fate: bool) -> dict:
+    """What was measured of a workload; None of the seconds is nothing."""
+    measured = dict.fromkeys(("seconds", "cpu_seconds", "peak_rss_mb"), seconds)
+    fate = {"ok": reason is None, "missing": False, "over_limit": False, "reason": reason, **fate}
+    return {"engine": engine, "workload": workload, **measured, **fate, "versions": {}, "turns": []}
 
+
+def test_ratios_leave_out_what_failed(load, tmp_path):
     rows = [
         row("headwater", "sort", 2.0),
         row("dask", "sort", 8.0),
         row("headwater", "distinct", 1.0),
-        row("dask", "distinct", None),
+        row("dask", "distinct", None, reason="out of memory"),
+        row("headwater", "features", 1.0),
+        row("dask", "features", None, reason="took more than 9 s", over_limit=True),
     ]
     document = tmp_path / "benchmarks.md"
     tables = load("results_tables")
@@ -161,8 +167,77 @@ def test_ratios_leave_out_what_failed(load, tmp_path):
     assert text.endswith("\nafter\n")
     assert "old" not in text
     assert [cell.strip() for cell in text.split("| geometric mean")[1].split("|")[1:2]] == ["0.25"]
-    assert "- distinct: Dask: too slow." in text
+    cells = {line[0]: line[1:] for line in table_of(text, "**Seconds**")}
+    assert cells["distinct"] == ["1", "failed"]
+    assert cells["features"] == ["1", "too long"]
+    assert "- distinct: Dask: out of memory." in text
+    assert "- features: Dask: took more than 9 s." in text
     assert "<svg" in document.with_suffix(".svg").read_text()
+
+
+def table_of(text: str, title: str) -> list[list[str]]:
+    """The cells of the table below a title, by line, without the head."""
+    lines = text.split(title)[1].strip().split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_answers_may_be_checked_without_measuring(load):
+    rows = [row("headwater", "sort", None), row("dask", "sort", None, reason="out of memory")]
+    tables = load("results_tables")
+    assert tables.line("sort", rows).split(maxsplit=1)[1] == "headwater right | dask FAILED"
+    assert table_of(tables.markdown(rows, 1.0, 0, 2), "**Seconds**") == [["sort", "-", "failed"]]
+
+
+class Scripted:
+    """An engine that does as it is told, in place of a process."""
+
+    missing = versions = MappingProxyType({})
+    startup_seconds = 0.0
+    workloads = ("sort",)
+
+    def __init__(self, name: str, fate: Exception | None = None, opening: Exception | None = None):
+        self.name, self.fate, self.opening, self.runs = name, fate, opening, 0
+
+    def open(self):
+        if self.opening:
+            raise self.opening
+
+    def close(self):
+        pass
+
+    def run(self, *_):
+        self.runs += 1
+        if self.fate:
+            raise self.fate
+        return 2.0, Used(1.0, 100.0)
+
+
+@dataclass
+class Used:
+    cpu_seconds: float
+    peak_rss_mb: float
+
+
+def test_an_engine_that_fails_or_takes_too_long_is_told_of_and_the_others_go_on(load, tmp_path):
+    errors = load("engine_client")
+    engines = [
+        Scripted("headwater"),
+        Scripted("dask", fate=errors.OverLimitError("took more than 9 s")),
+        Scripted("ray", opening=errors.EngineError("no room")),
+        Scripted("duckdb"),
+    ]
+
+    class Right:
+        def check(self, *_):
+            return None
+
+    compare = load("compare")
+    clients = {engine.name: engine for engine in engines}
+    rows = compare.Comparison(clients, None, Right(), tmp_path / "turn", turns=3).workload("sort")
+    assert [found["ok"] for found in rows] == [True, False, False, True]
+    assert [found["over_limit"] for found in rows] == [False, True, False, False]
+    assert [engine.runs for engine in engines] == [4, 1, 0, 4]
+    assert rows[2]["reason"] == "doesn't start: no room"
 
 
 def test_string_views_can_be_hidden_from_readers(load, tmp_path):
