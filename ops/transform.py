@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from ..lineage.graph import Dependency
+from .backend import array_namespace
 from .kernel import Broadcast, Context, Kernel, Stream
 from .node import Node
 
@@ -84,7 +85,8 @@ class TransformKernel(Kernel):
 
     def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
         rows, state = inputs
-        name = f"prepared {type(self.step).__name__} {self.step.parameters()!r}"
+        where = array_namespace().__name__  # stages on the host and on a device may share a state
+        name = f"prepared {type(self.step).__name__} {self.step.parameters()!r} {where}"
         prepared = state.once(name, lambda: self.step.prepare(state.table()))
         for table in rows:
             yield self.step.apply(table, prepared)

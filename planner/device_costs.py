@@ -30,6 +30,7 @@ class DeviceCosts:
         convert_rate: bytes a second at which a core makes columns ready to cross: masks, codes of strings.
         device_rate: bytes of input a second that an operator on a device gets through.
         launch: seconds an operator takes on a device whatever it is given, for each partition.
+        train_bytes: rows of this size, in bytes, are worth training on a device.
         cores: how many cores of a machine share the work that one of its devices does.
         host_rates: bytes of input a second that one core gets through, by operator.
     """
@@ -38,6 +39,7 @@ class DeviceCosts:
     convert_rate: float = 4e9
     device_rate: float = 200e9
     launch: float = 200e-6
+    train_bytes: float = 32 << 20
     cores: int = 8
     host_rates: Mapping[str, float] = field(default_factory=lambda: dict(HOST_RATES), hash=False)
 

@@ -16,7 +16,10 @@ from ..lineage.keys import lineage_key
 from ..ops.device import lowerings as lowerings
 from ..ops.device.operators import DeviceKernel, device_kernel
 from ..ops.device.transfer import ToDevice, ToHost, crosses
+from ..ops.kernel import Kernel
+from ..ops.training.predict import Predict
 from ..ops.training.train import TrainKernel
+from ..ops.transform import TransformKernel
 from .device_costs import DeviceCosts
 from .options import PlanOptions
 from .plan import (
@@ -31,7 +34,9 @@ from .plan import (
     Transfer,
     UnionStep,
     all_kernels,
+    all_leaves,
 )
+from .text import human_bytes
 from .widths import row_width
 
 _NEVER = float("inf")
@@ -97,14 +102,26 @@ class _Placer:
         """Return the stage with its cheapest operator tree."""
         stage = self.stage
         if isinstance(stage.operator, Step) and isinstance(stage.operator.kernel, TrainKernel):
-            return replace(stage, device="gpu", label=f"{stage.label} [gpu]")
+            return self.train(stage.operator)
         host, _, _ = self.ways(stage.operator)
         if not host.transfer.to_device:
+            if self.forced and any(map(_predicts, all_kernels(stage.operator))):
+                self.note(True, "a model's predictions")
+                return replace(stage, device="gpu", label=f"{stage.label} [gpu]")
             return stage
         names = [kernel.label for kernel in all_kernels(host.operator) if isinstance(kernel, DeviceKernel)]
         self.note(True, ", ".join(name for name in names if name != "to device"))
         label = f"{stage.label} [gpu]"
         return replace(stage, operator=host.operator, device="gpu", label=label, transfer=host.transfer)
+
+    def train(self, step: Step) -> Stage:
+        """Train on devices what is large enough; rows and states go there as the gang reads them."""
+        read = sum(self.leaf(leaf).bytes for leaf in all_leaves(step))
+        worth = self.forced or read >= self.costs.train_bytes
+        self.note(worth, f"{human_bytes(read)} of rows to train on")
+        if not worth:
+            return self.stage
+        return replace(self.stage, device="gpu", label=f"{self.stage.label} [gpu]")
 
     def note(self, fired: bool, detail: str) -> None:
         self.events[RuleEvent("device_placement", fired, f"{self.stage.label}: {detail}")] = None
@@ -145,7 +162,7 @@ class _Placer:
             size,
         )
 
-    def over(self, inputs: Sequence[Way], cost: float, kernel, step: Step) -> Way:
+    def over(self, inputs: Sequence[Way], cost: float, kernel: Kernel, step: Step) -> Way:
         """An operator over the ways of its inputs."""
         transfer = sum((way.transfer for way in inputs), Transfer())
         operators = tuple(way.operator for way in inputs)
@@ -195,3 +212,8 @@ class _Placer:
             for split in splits
         )
         return Estimate(rows, max(size, rows * row_width(leaf.schema)))
+
+
+def _predicts(kernel: Kernel) -> bool:
+    """Whether a kernel of the host computes in the arrays of its stage's device."""
+    return isinstance(kernel, TransformKernel) and isinstance(kernel.step, Predict)

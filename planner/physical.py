@@ -13,7 +13,6 @@ from ..errors import ParameterError
 from ..ops.node import Node
 from ..ops.persist import Persist
 from ..ops.write import Write
-from .devices import place_on_devices
 from .lowering import Lowering
 from .options import PlanOptions
 from .persisting import seal_persisted
@@ -52,6 +51,10 @@ def build_plan(
     low = Lowering(options, builder)
     outputs = _Planner(seal_persisted(roots, partial(_plan_alone, low)), low).cut()
     plan = PhysicalPlan(tuple(builder.stages), outputs, (*trace, *builder.events))
+    if options.device == "cpu":
+        return plan
+    from .devices import place_on_devices  # what only those need who have a GPU
+
     return place_on_devices(plan, options)
 
 
