@@ -45,10 +45,10 @@ class LocalShard:
         """Return its rows of a global batch, drawn without replacement within an epoch."""
         return self._rows(self._order.batch(epoch, step))
 
-    def blocks(self) -> Iterator[Batch]:
-        """Give all of its rows in order, `BLOCK_ROWS` at a time."""
-        for start in range(0, self.rows, BLOCK_ROWS):
-            yield self._rows(slice(start, start + BLOCK_ROWS))
+    def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[Batch]:
+        """Give all of its rows in order, so many at a time."""
+        for start in range(0, self.rows, rows):
+            yield self._rows(slice(start, start + rows))
 
     def rng(self, *purpose: int) -> np.random.Generator:
         """Return random numbers keyed by the seed, the shard's index and a purpose."""

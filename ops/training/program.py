@@ -20,7 +20,7 @@ Tree = Any
 #: what a program goes by from step to step: arrays, numbers, texts and dicts of them; "step" counts finished steps
 State = dict[str, Any]
 
-#: rows in each batch that `Shard.blocks` gives, the last excepted
+#: rows in each batch that `Shard.blocks` gives if not told otherwise, the last excepted
 BLOCK_ROWS = 8192
 
 
@@ -59,8 +59,8 @@ class Shard(Protocol):
         """Return its part of a global batch, which may have no rows; ``step`` counts within the epoch."""
         ...
 
-    def blocks(self) -> Iterator[Batch]:
-        """Give all of its rows in order, `BLOCK_ROWS` at a time."""
+    def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[Batch]:
+        """Give all of its rows in order, so many at a time: a multiple of `BLOCK_ROWS`."""
         ...
 
     def rng(self, *purpose: int) -> np.random.Generator:

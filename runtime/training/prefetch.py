@@ -10,7 +10,7 @@ from contextvars import copy_context
 
 import numpy as np
 
-from ...ops.training.program import Batch, Shard
+from ...ops.training.program import BLOCK_ROWS, Batch, Shard
 from .streamed_shard import StreamedShard
 
 #: batches that are drawn ahead before one is drawn by the asking thread again, to see how long that takes
@@ -102,9 +102,9 @@ class PrefetchedShard:
         except CancelledError:  # closed meanwhile
             return self.shard.batch(epoch, step)
 
-    def blocks(self) -> Iterator[Batch]:
-        """Give all of its rows in order."""
-        return self.shard.blocks()
+    def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[Batch]:
+        """Give all of its rows in order, so many at a time."""
+        return self.shard.blocks(rows)
 
     def rng(self, *purpose: int) -> np.random.Generator:
         """Return random numbers keyed by the seed, the shard's index and a purpose."""

@@ -6,6 +6,7 @@ and blocks are those of a `MappedShard`, bit for bit.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -18,6 +19,7 @@ from ...ops.training.features import Features
 from ...ops.training.program import BLOCK_ROWS, Batch, Shard, shard_rng
 from ...ops.training.sampling import Order
 from .buffers import empty, to_device
+from .read_ahead import read_ahead
 from .shard_file import ShardFile, row_bytes
 
 #: bytes of batches that one pass gathers
@@ -70,27 +72,32 @@ class StreamedShard:
             batch = self._room(count, xp)
             for name, array in batch.items():
                 array[...] = self._gathered[name][start : start + count]
-        return to_device(batch, xp)
+        return to_device(batch, xp, pinned=True)
 
-    def blocks(self) -> Iterator[Batch]:
-        """Give all of its rows in order, `BLOCK_ROWS` at a time."""
-        xp = array_namespace()
-        for start in range(0, self.cached.rows, BLOCK_ROWS):
-            yield to_device(self.cached.slice(start, start + BLOCK_ROWS), xp)
-        held, block = 0, self._room(BLOCK_ROWS, xp)
-        for _, arrays in self._pass():
+    def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[Batch]:
+        """Give all of its rows in order, so many at a time."""
+        blocks = self._blocks(rows, array_namespace())
+        return blocks if array_namespace() is np else read_ahead(blocks)
+
+    def _blocks(self, rows: int, xp: ModuleType) -> Iterator[Batch]:
+        whole = self.cached.rows // rows * rows  # what is kept is a multiple of BLOCK_ROWS, and maybe not of these
+        for start in range(0, whole, rows):
+            yield to_device(self.cached.slice(start, start + rows), xp)
+        held, block = 0, self._room(rows, xp)
+        rest = self.cached.slice(whole, self.cached.rows)
+        for arrays in itertools.chain([rest], (arrays for _, arrays in self._pass())):
             size = len(next(iter(arrays.values())))
             done = 0
             while done < size:
-                count = min(size - done, BLOCK_ROWS - held)
+                count = min(size - done, rows - held)
                 for name, array in arrays.items():
                     block[name][held : held + count] = array[done : done + count]
                 held, done = held + count, done + count
-                if held == BLOCK_ROWS:
-                    yield to_device(block, xp)
-                    held, block = 0, self._room(BLOCK_ROWS, xp)
+                if held == rows:
+                    yield to_device(block, xp, pinned=True)
+                    held, block = 0, self._room(rows, xp)
         if held:
-            yield to_device({name: array[:held] for name, array in block.items()}, xp)
+            yield to_device({name: array[:held] for name, array in block.items()}, xp, pinned=True)
 
     def rng(self, *purpose: int) -> np.random.Generator:
         """Return random numbers keyed by the seed, the shard's index and a purpose."""

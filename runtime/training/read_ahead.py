@@ -1,0 +1,27 @@
+"""Read ahead: a thread fetches the next batch of a pass, and copies it to the device, while the last one is worked on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+
+from ...ops.training.program import Batch
+
+
+def read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Give the same batches, each begun while the one before is in use.
+
+    Args:
+        batches: used by one thread at a time, which isn't the caller's.
+
+    Example:
+        >>> [batch["x"] for batch in read_ahead(iter([{"x": 1}, {"x": 2}]))]
+        [1, 2]
+    """
+    context = copy_context()  # the array namespace may have been chosen for the calling thread alone
+    with ThreadPoolExecutor(1, thread_name_prefix="headwater-read-ahead") as pool:
+        coming = pool.submit(context.run, next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(context.run, next, batches, None)
+            yield batch
