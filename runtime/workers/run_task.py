@@ -17,7 +17,9 @@ import pyarrow as pa
 from ...errors import HeadwaterError, PlanError
 from ...lineage.fingerprint import Fingerprint
 from ...lineage.stream_fingerprint import StreamFingerprint
+from ...ops.backend import stage_backend
 from ...ops.kernel import Broadcast, Context, Stream
+from ...ops.partitioned import PartitionedTable
 from ...ops.partitioner import KeySample, KeySampler
 from ...ops.sink import StagedFile
 from ...ops.source import Split, read_exactly
@@ -128,6 +130,7 @@ class _Attempt:
         self.store.open_run(task.run, self.program.owner)
         try:
             with (
+                stage_backend(self.program.device),
                 self.store.spill_folder(task.run, task.name) as self.spill_folder,
                 self._opened(_segments(task), self.mailbox.relocate if self.mailbox else None) as self.inputs,
             ):
@@ -189,6 +192,7 @@ class _Attempt:
                 self.exchange_bytes,
                 lambda: self.store.create_spill(self.spill_folder, task.quota_bytes),
                 lambda: self._label(index, tap),
+                tap.digest.update,
             )
             if exchange:
                 reach("shuffle-write")
@@ -319,7 +323,11 @@ class _Attempt:
 
 
 class _Tap:
-    """What is learnt of a partition's rows as they pass: their digest, and a sample of their keys."""
+    """What is learnt of a partition's rows: their digest, and a sample of their keys.
+
+    The sample is drawn as they pass. The digest of a block is taken in the order of the block, by who writes it, and
+    that of rows for a sink as they pass.
+    """
 
     def __init__(self, program: StageProgram, partition: int):
         self._program, self.started = program, time.perf_counter()
@@ -331,14 +339,25 @@ class _Tap:
     def sample(self) -> KeySample | None:
         return self.sampler.result() if self.sampler else None
 
-    def passing(self, stream: Stream) -> Stream:
+    def passing(self, stream: Stream) -> Iterator[pa.Table | PartitionedTable]:
         for table in stream:
+            if isinstance(table, PartitionedTable):
+                yield self._partitioned(table)
+                continue
             table = self._conforming(table)
-            self.digest.update(table)
+            if self._program.sink is not None:
+                self.digest.update(table)
             if self.sampler:
                 self.sampler.update(table)
             if table.num_rows:
                 yield table
+
+    def _partitioned(self, rows: PartitionedTable) -> PartitionedTable:
+        if self._program.exchange is None or self.sampler is not None:
+            raise PlanError(
+                f"stage {self._program.stage} ({self._program.label}) partitions rows that are to stay in order"
+            )
+        return PartitionedTable(self._conforming(rows.table), rows.offsets)
 
     def _conforming(self, table: pa.Table) -> pa.Table:
         schema = self._program.schema
