@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import TypeMismatchError
-from ..backend import Array, to_host
+from ..backend import Array
 from ..morsels import contiguous
+from .memory import fetched, staged
 
 #: digits of decimals that fit 64 bits
 SHORT_DECIMAL = 18
@@ -114,8 +115,8 @@ def to_device(column: pa.Array | pa.ChunkedArray, xp: ModuleType) -> DeviceColum
         values = np.where(valid, values, dtype.type(0))
     return DeviceColumn(
         type,
-        xp.asarray(values) if xp is not np else values,
-        valid if valid is None or xp is np else xp.asarray(valid),
+        staged(xp, values),
+        None if valid is None else staged(xp, valid),
         dictionary,
     )
 
@@ -127,8 +128,8 @@ def to_arrow(column: DeviceColumn) -> pa.Array:
         >>> to_arrow(to_device(pa.array([1, None]), np)).to_pylist()
         [1, None]
     """
-    values = np.ascontiguousarray(to_host(column.values))
-    mask = None if column.valid is None else ~to_host(column.valid)
+    values = np.ascontiguousarray(fetched(column.values))
+    mask = None if column.valid is None else ~fetched(column.valid)
     if mask is not None and not mask.any():
         mask = None
     type = column.type

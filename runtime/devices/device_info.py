@@ -16,6 +16,7 @@ class DeviceInfo:
         identity: names it among all devices of all machines.
         count: devices that the process sees; it uses the first.
         sharers: processes among which its memory is divided.
+        pool_bytes: most bytes that this process's arrays take of it; 0 is not bounded by Headwater.
     """
 
     name: str
@@ -23,6 +24,7 @@ class DeviceInfo:
     identity: str
     count: int = 1
     sharers: int = 1
+    pool_bytes: int = 0
 
     def record(self) -> dict[str, Any]:
         """As plain values."""

@@ -8,10 +8,15 @@ import sys
 from collections.abc import Mapping
 
 from ...ops.backend import device_backend
+from ...ops.device.cache import DeviceCache
 from ...ops.device.discovery import has_cupy, visible_devices
+from ...ops.device.memory import on_low_memory, set_up_pool
 from .assignment import SHARERS, VISIBLE, Binding
 from .claim import claim
 from .device_info import DeviceInfo
+
+#: share of a process's part of a device's memory that is used for blocks between stages
+CACHE_SHARE = 0.25
 
 
 def bind_process(resources: Mapping[str, float] | None = None) -> None:
@@ -31,7 +36,7 @@ def bind_process(resources: Mapping[str, float] | None = None) -> None:
 
 
 def describe_device(resources: Mapping[str, float] | None = None) -> tuple[DeviceInfo | None, str]:
-    """Look what device this process has.
+    """Look what device this process has, and bound what its arrays take of it.
 
     Args:
         resources: that Dask was told the worker has.
@@ -64,7 +69,17 @@ def _described() -> DeviceInfo:
         f"{platform.node()}/{cupy.cuda.Device(0).pci_bus_id}",
         runtime.getDeviceCount(),
         sharers(),
+        set_up_pool(cupy, sharers()),
     )
+
+
+def cache_of(device: DeviceInfo | None) -> DeviceCache | None:
+    """Make the cache of blocks on this process's device, which goes when the device is full; None without one."""
+    if device is None:
+        return None
+    cache = DeviceCache(int((device.pool_bytes or device.memory_bytes) * CACHE_SHARE))
+    on_low_memory(cache.clear)
+    return cache
 
 
 def sharers() -> int:

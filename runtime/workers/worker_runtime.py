@@ -20,6 +20,7 @@ from tblib import pickling_support
 from ...errors import HeadwaterError, SerializationError
 from ..collectives.endpoint import Endpoint
 from ..devices.device_info import DeviceInfo
+from ..devices.worker_device import cache_of
 from ..nodes.inventory import pack_inventory
 from ..nodes.kept import Kept
 from ..nodes.node_store import NodeStore
@@ -70,6 +71,8 @@ class WorkerRuntime:
     ):
         self.worker, self.store = worker, store
         self.device, self.device_problem = device
+        #: blocks that lie on the device, too; None without one
+        self.device_cache = cache_of(self.device)
         roots = {store.node: store.root}
         self.fetcher = Fetcher(roots, worker.rpc, worker.loop.asyncio_loop, store.space, options)
         self.broadcasts = BroadcastCache(broadcast_bytes)
@@ -304,6 +307,8 @@ class WorkerRuntime:
         self.results.forget(run)
         self.direct.forget(run)
         self.broadcasts.forget(run)
+        if self.device_cache is not None:
+            self.device_cache.forget(run)
         self.training.forget(run)
         with self._lock:
             for payload in [key for key, program in self._programs.items() if program.run == run]:

@@ -58,6 +58,16 @@ def get_array_module(*args: Any) -> Any:
     return cupy if any(isinstance(arg, ndarray) for arg in args) else np
 
 
+def get_default_memory_pool() -> cuda.MemoryPool:
+    """The pool of this process."""
+    return cuda.default_pool
+
+
+def get_default_pinned_memory_pool() -> cuda.PinnedMemoryPool:
+    """The pool of page-locked memory of this process."""
+    return cuda.default_pinned_pool
+
+
 def from_dlpack(array: Any) -> ndarray:
     """Take an array over without a copy."""
     return ndarray(np.from_dlpack(array))

@@ -97,16 +97,17 @@ def alloc_pinned_memory(size: int) -> Any:
 
 
 class MemoryPool:
-    """A pool that holds nothing."""
+    """A pool that holds nothing, and counts how often it was freed."""
 
     def __init__(self, allocator: Any = None):
         self._limit = 0
+        self.freed = 0
 
     def malloc(self, size: int) -> Any:
         raise NotImplementedError
 
     def free_all_blocks(self, stream: Any = None) -> None:
-        pass
+        self.freed += 1
 
     def set_limit(self, size: int | None = None, fraction: float | None = None) -> None:
         self._limit = size or 0
@@ -123,6 +124,10 @@ class MemoryPool:
 
 class PinnedMemoryPool(MemoryPool):
     """Likewise."""
+
+
+default_pool = MemoryPool()
+default_pinned_pool = PinnedMemoryPool()
 
 
 class memory:

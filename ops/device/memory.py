@@ -1,0 +1,302 @@
+"""Memory of a device: how much of it a process takes, how bytes come there and back, and what to do when it is full.
+
+Bytes cross through page-locked buffers of fixed size, in turn: while the device copies out of one, the next is
+filled. So a transfer needs no page-locked memory of its own size, and reads the host's memory once. What crosses is
+counted for the task.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import numpy as np
+
+from ..backend import Array
+
+if TYPE_CHECKING:
+    from .table import DeviceTable
+
+#: share of a device's memory that the processes which have it use for arrays; the rest is for CUDA, modules and NCCL
+POOL_SHARE = 0.85
+#: bytes of each page-locked buffer, of which there are two for each direction
+BUFFER_BYTES = 8 << 20
+#: arrays smaller than this cross as CuPy does it
+STAGED_BYTES = 256 << 10
+#: a table of so many rows isn't halved any further
+LEAST_ROWS = 1024
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class DeviceMemoryError(MemoryError):
+    """A device is full, and what was to be done can't be done in smaller pieces."""
+
+
+# -- the pool ------------------------------------------------------------------------------------------
+
+
+def set_up_pool(xp: ModuleType, sharers: int = 1) -> int:
+    """Bound what CuPy's pool of this process takes of the device.
+
+    Args:
+        xp: CuPy.
+        sharers: processes that have the same device.
+
+    Returns:
+        The bound in bytes; 0 if CUPY_GPU_MEMORY_LIMIT sets one, which then stays.
+    """
+    if os.environ.get("CUPY_GPU_MEMORY_LIMIT"):
+        return 0
+    total = int(xp.cuda.runtime.getDeviceProperties(0)["totalGlobalMem"])
+    limit = int(total * POOL_SHARE) // max(1, sharers)
+    xp.get_default_memory_pool().set_limit(size=limit)
+    return limit
+
+
+_releasers: list[Callable[[], int]] = []
+
+
+def on_low_memory(release: Callable[[], int]) -> None:
+    """Have a function called when the device is full: it lets go of what can be made again, and returns its bytes."""
+    _releasers.append(release)
+
+
+def free_memory(xp: ModuleType, everything: bool = False) -> None:
+    """Give the pool's unused blocks back to the device.
+
+    Args:
+        xp: CuPy.
+        everything: let caches go before.
+    """
+    if everything:
+        for release in list(_releasers):
+            release()
+    xp.get_default_memory_pool().free_all_blocks()
+    xp.get_default_pinned_memory_pool().free_all_blocks()
+
+
+# -- what to do when it is full ----------------------------------------------------------------------
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, rather than this process's host, is full."""
+    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+
+
+def retried(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    """Call a function again if the device is full: after its unused memory is freed, then after caches are let go too.
+
+    Args:
+        function: leaves nothing half done when it fails.
+        args, kwargs: its own.
+
+    Raises:
+        DeviceMemoryError: it is full even so.
+
+    Example:
+        >>> retried(max, 1, 2)
+        2
+    """
+    problem = ""
+    for attempt in range(3):
+        if attempt:
+            free_memory(_cupy(), everything=attempt > 1)
+        try:
+            return function(*args, **kwargs)
+        except MemoryError as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = str(error)  # not the error itself: its traceback would hold what is to be freed
+    raise DeviceMemoryError(
+        f"the GPU is full: {problem}. Make partitions smaller, as PlanOptions(partition_bytes=16 << 20), let fewer "
+        "workers share the GPU, or run it with Session(device='cpu')."
+    )
+
+
+def split_on_oom(table: DeviceTable, function: Callable[[DeviceTable], _R]) -> Iterator[_R]:
+    """Apply a row-wise function to a table, in one piece if the device has room, else in halves, and halves of these.
+
+    Args:
+        table: rows.
+        function: gives each row the same result whatever rows are beside it.
+
+    Yields:
+        The results, in the order of the rows.
+
+    Raises:
+        DeviceMemoryError: there is no room for `LEAST_ROWS` rows.
+    """
+    waiting = [table]
+    while waiting:
+        part = waiting.pop()
+        result: list[_R] = []
+        try:
+            result.append(retried(function, part))
+        except DeviceMemoryError:
+            if part.rows <= LEAST_ROWS:
+                raise
+        if result:
+            yield result.pop()
+            continue
+        middle = part.rows // 2
+        waiting += [part.slice(middle, part.rows), part.slice(0, middle)]
+
+
+# -- what crosses --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Traffic:
+    """Bytes that crossed between host and device.
+
+    Attributes:
+        to_device, to_host: bytes, by direction.
+    """
+
+    to_device: int = 0
+    to_host: int = 0
+
+
+_traffic: ContextVar[Traffic | None] = ContextVar("headwater_traffic", default=None)
+
+
+@contextmanager
+def counted() -> Iterator[Traffic]:
+    """Count what crosses in this thread or task by `staged` and `fetched`.
+
+    Example:
+        >>> with counted() as traffic:
+        ...     _ = staged(np, np.zeros(4))
+        >>> traffic
+        Traffic(to_device=0, to_host=0)
+    """
+    traffic = Traffic()
+    token = _traffic.set(traffic)
+    try:
+        yield traffic
+    finally:
+        _traffic.reset(token)
+
+
+def staged(xp: ModuleType, array: np.ndarray) -> Array:
+    """Bring an array to the device, through page-locked memory.
+
+    Args:
+        xp: NumPy, which leaves it as it is, or CuPy.
+        array: of the host, numbers or booleans, any shape.
+
+    Returns:
+        An array of the same shape and dtype, without gaps. ``array`` may be changed as soon as it is there.
+    """
+    if xp is np:
+        return array
+    if (traffic := _traffic.get()) is not None:
+        traffic.to_device += array.nbytes
+    lanes = _lanes(xp) if array.nbytes >= STAGED_BYTES else None
+    return xp.asarray(array) if lanes is None else lanes.send(np.ascontiguousarray(array))
+
+
+def fetched(array: Array) -> np.ndarray:
+    """Bring an array to the host, through page-locked memory.
+
+    Args:
+        array: of either namespace, any shape.
+
+    Returns:
+        An array of the same shape and dtype; the same one if it was NumPy's.
+    """
+    if isinstance(array, np.ndarray):
+        return array
+    if (traffic := _traffic.get()) is not None:
+        traffic.to_host += int(array.nbytes)
+    large = array.nbytes >= STAGED_BYTES and array.flags.c_contiguous
+    lanes = _lanes(_cupy()) if large else None
+    return array.get() if lanes is None else lanes.fetch(array)
+
+
+class _Lanes:
+    """Two page-locked buffers for each direction."""
+
+    def __init__(self, xp: ModuleType):
+        self._xp = xp
+        self._out = [_Buffer(xp) for _ in range(2)]
+        self._back = [_Buffer(xp) for _ in range(2)]
+        self._sending, self._fetching = threading.Lock(), threading.Lock()
+
+    def send(self, array: np.ndarray) -> Array:
+        there = self._xp.empty(array.shape, array.dtype)
+        source, target = array.reshape(-1), there.reshape(-1)
+        stream = self._xp.cuda.get_current_stream()
+        with self._sending:
+            for number, part in enumerate(_parts(source)):
+                buffer = self._out[number % 2]
+                buffer.event.synchronize()  # until the device has read what was in it before
+                view = buffer.view(source[part])
+                np.copyto(view, source[part])
+                target[part].set(view, stream)
+                buffer.event.record(stream)
+        return there
+
+    def fetch(self, array: Array) -> np.ndarray:
+        here = np.empty(array.shape, array.dtype)
+        source, target = array.reshape(-1), here.reshape(-1)
+        stream = self._xp.cuda.get_current_stream()
+        with self._fetching:
+            under_way: tuple[_Buffer, np.ndarray, slice] | None = None
+            for number, part in enumerate(_parts(target)):
+                buffer = self._back[number % 2]
+                view = buffer.view(target[part])
+                source[part].get(stream=stream, out=view, blocking=False)
+                buffer.event.record(stream)
+                if under_way is not None:
+                    _land(under_way, target)
+                under_way = buffer, view, part
+            if under_way is not None:
+                _land(under_way, target)
+        return here
+
+
+class _Buffer:
+    def __init__(self, xp: ModuleType):
+        self.bytes = np.frombuffer(xp.cuda.alloc_pinned_memory(BUFFER_BYTES), np.uint8, BUFFER_BYTES)
+        self.event = xp.cuda.Event(disable_timing=True)
+
+    def view(self, like: np.ndarray) -> np.ndarray:
+        """Room for an array of a length and dtype."""
+        return self.bytes[: like.nbytes].view(like.dtype)
+
+
+def _parts(array: np.ndarray) -> Iterator[slice]:
+    """Cut an array into pieces that fit a buffer."""
+    step = BUFFER_BYTES // array.itemsize
+    for start in range(0, len(array), step):
+        yield slice(start, min(start + step, len(array)))
+
+
+def _land(transfer: tuple[_Buffer, np.ndarray, slice], target: np.ndarray) -> None:
+    buffer, view, part = transfer
+    buffer.event.synchronize()
+    np.copyto(target[part], view)
+
+
+@cache
+def _lanes(xp: ModuleType) -> _Lanes | None:
+    """The process's buffers; None if the system gives no page-locked memory."""
+    with suppress(Exception):
+        return _Lanes(xp)
+    return None
+
+
+def _cupy() -> ModuleType:
+    import cupy
+
+    return cupy
