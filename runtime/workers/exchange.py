@@ -2,7 +2,8 @@
 
 Sort-based, as Spark's: rows are gathered, ordered by segment with a stable radix sort, and, when
 memory runs short, put aside as sorted runs that are merged at the end. Within a segment rows keep
-the order of the stream.
+the order of the stream. Rows that a device has put in that order already come as `PartitionedTable`, and are runs
+as they are.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from ...errors import PlanError
 from ...ops.kernel import MORSEL_ROWS
 from ...ops.morsels import gather
+from ...ops.partitioned import PartitionedTable
 from ...ops.partitioner import Partitioner
 from ..nodes.block_index import BlockLabel, encode
 from ..nodes.blocks import BlockWriter, map_range, read_segment
@@ -44,41 +47,47 @@ class BlockIndex:
 
 def write_block(
     file: ScratchFile,
-    stream: Iterator[pa.Table],
+    stream: Iterator[pa.Table | PartitionedTable],
     schema: pa.Schema,
     partitioner: Partitioner | None = None,
     partition: int = 0,
     memory_bytes: int = 64 << 20,
     spill: Callable[[], ScratchFile] | None = None,
     label: Callable[[], BlockLabel] | None = None,
+    passing: Callable[[pa.Table], object] | None = None,
 ) -> BlockIndex:
     """Write a partition's rows as one block, cut by a partitioner.
 
     Args:
         file: where to; the caller publishes it.
-        stream: the rows.
+        stream: the rows; partitioned tables only if the same partitioner cut them.
         schema: of the rows.
         partitioner: gives each row its segment; None leaves one segment, the partition.
         partition: index of the map partition, for partitioners that ask.
         memory_bytes: how much to hold before rows are put aside.
         spill: begins a file for rows put aside; None holds all in memory.
         label: tells, once all rows have passed, what the block is to say of itself; None leaves it out.
+        passing: is shown all rows, in the order in which they lie in the block; that order is the same wherever rows
+            were partitioned.
 
     Returns:
         Where the segments lie.
 
     Raises:
         DiskFullError: the quota or the disk is full.
+        PlanError: partitioned tables that the partitioner can't have cut.
     """
     count = 1 if partitioner is None else partitioner.count
     writer = BlockWriter(file, schema, count)
     with ExitStack() as runs_on_disk:
         pieces: Iterator[tuple[int, pa.Table]]
         if partitioner is None or count == 1:
-            pieces, cutter = ((0, table) for table in recut(stream, schema)), None
+            pieces, cutter = ((0, table) for table in recut(_in_order(stream, partitioner), schema)), None
+            if passing is not None:
+                pieces = _shown(pieces, schema, passing)
         else:
             cutter = _Cutter(schema, partitioner, partition, memory_bytes, spill, runs_on_disk)
-            pieces = cutter.cut(stream)
+            pieces = cutter.cut(stream, passing)
         for segment, table in pieces:
             writer.write(segment, table)
         offsets, counts = writer.finish_segments()
@@ -135,7 +144,11 @@ class _Cutter:
         self._runs: list[_HeldRun | _SpilledRun] = []
         self.spilled_bytes = 0
 
-    def cut(self, stream: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+    def cut(
+        self,
+        stream: Iterator[pa.Table | PartitionedTable],
+        passing: Callable[[pa.Table], object] | None = None,
+    ) -> Iterator[tuple[int, pa.Table]]:
         """Take the whole stream in, then yield each segment's rows as morsels, with the segment's number."""
         tables: list[pa.Table] = []
         ids: list[np.ndarray] = []
@@ -144,6 +157,11 @@ class _Cutter:
             if held >= self._held_bytes and self._spill is not None:  # not before there is more to hold
                 self._put_aside()
                 held = 0
+            if isinstance(table, PartitionedTable):
+                held += self._sort(tables, ids) if tables else 0
+                held += self._take(table)
+                tables, ids, offset, pending = [], [], offset + table.num_rows, 0
+                continue
             tables.append(table)
             ids.append(self._partitioner.assign(table, self._partition, offset).astype(self._id_type))
             offset, pending = offset + table.num_rows, pending + table.nbytes
@@ -152,7 +170,14 @@ class _Cutter:
                 tables, ids, pending = [], [], 0
         if tables:
             self._sort(tables, ids)
-        yield from self._merged(self._runs)
+        pieces = self._merged(self._runs)
+        if passing is None:
+            yield from pieces
+        elif len(self._runs) == 1 and isinstance(self._runs[0], _HeldRun):
+            passing(self._runs[0].table)
+            yield from pieces
+        else:
+            yield from _shown(pieces, self._schema, passing)
 
     @property
     def _id_type(self) -> type[np.unsignedinteger]:
@@ -169,6 +194,17 @@ class _Cutter:
             table = rows_only(len(segment_of))
         if table.num_rows:
             self._runs.append(_HeldRun(table, bounds))
+        return table.nbytes
+
+    def _take(self, rows: PartitionedTable) -> int:
+        """Hold rows that are sorted already."""
+        if len(rows.offsets) != self._partitioner.count + 1:
+            raise PlanError(
+                f"rows cut into {len(rows.offsets) - 1} segments came to {self._partitioner.describe()}"
+            )
+        table = joined([rows.table], self._schema) if self._schema.names else rows_only(rows.num_rows)
+        if table.num_rows:
+            self._runs.append(_HeldRun(table, rows.offsets))
         return table.nbytes
 
     def _put_aside(self) -> None:
@@ -199,6 +235,36 @@ class _Cutter:
             if pieces:
                 whole = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
                 yield segment, pa.Table.from_batches([whole])
+
+
+def _in_order(
+    stream: Iterator[pa.Table | PartitionedTable], partitioner: Partitioner | None
+) -> Iterator[pa.Table]:
+    """Tables of one segment."""
+    for table in stream:
+        if not isinstance(table, PartitionedTable):
+            yield table
+        elif partitioner is None:
+            raise PlanError("rows were partitioned that are to stay in order")
+        else:
+            yield table.table
+
+
+def _shown(
+    pieces: Iterator[tuple[int, pa.Table]], schema: pa.Schema, passing: Callable[[pa.Table], object]
+) -> Iterator[tuple[int, pa.Table]]:
+    """Show the rows of pieces, small ones many at a time."""
+    held: list[pa.Table] = []
+    rows = 0
+    for segment, table in pieces:
+        yield segment, table
+        held.append(table)
+        rows += table.num_rows
+        if rows >= MORSEL_ROWS:
+            passing(joined(held, schema))
+            held, rows = [], 0
+    if held:
+        passing(joined(held, schema))
 
 
 def _one_morsel(runs: Sequence[_HeldRun]) -> np.ndarray | None:
