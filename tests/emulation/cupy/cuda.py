@@ -121,6 +121,9 @@ class MemoryPool:
     def total_bytes(self) -> int:
         return 0
 
+    def free_bytes(self) -> int:
+        return 0
+
 
 class PinnedMemoryPool(MemoryPool):
     """Likewise."""
