@@ -79,6 +79,11 @@ _outputs = click.option(
 _workers = click.option(
     "--workers", type=click.IntRange(1, 1024), help="Local worker processes.  [default: 4]"
 )
+_device = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "gpu"]),
+    help="What may run on GPUs: what is faster there, nothing, or all that can.",
+)
 _report = click.option(
     "--report-json", type=click.Path(dir_okay=False), metavar="OUT", help="Write the run report."
 )
@@ -151,6 +156,7 @@ def demo(rows: int, output: str | None, workers: int | None, report_json: str | 
     "--reuse", is_flag=True, help="Keep results of stages on the nodes, and begin with what they kept before."
 )
 @click.option("--kept", metavar="SIZE", help="Most bytes that a node keeps between runs, as '20 GB'.")
+@_device
 @_report
 @_quiet
 @_debug
@@ -162,6 +168,7 @@ def run(
     workers: int | None,
     reuse: bool,
     kept: str | None,
+    device: str | None,
     report_json: str | None,
     quiet: bool,
 ) -> None:
@@ -171,20 +178,23 @@ def run(
             "--workers starts a local cluster, --scheduler joins a running one: give one of them."
         )
     pipeline, datasets = _declare(file, params, outputs)
-    _run(pipeline.name, datasets, scheduler, workers or 4, report_json, quiet, reuse=reuse, kept=kept)
+    more = {"reuse": reuse, "kept": kept, "device": device or "auto"}
+    _run(pipeline.name, datasets, scheduler, workers, report_json, quiet, **more)
 
 
 @cli.command()
 @click.argument("file", metavar="FILE[:NAME]")
 @_param
 @_outputs
+@_device
 @_debug
-def explain(file: str, params: tuple[str, ...], outputs: tuple[str, ...]) -> None:
-    """Show how the pipeline in a Python file would run, without running it."""
+def explain(file: str, params: tuple[str, ...], outputs: tuple[str, ...], device: str | None) -> None:
+    """Show how the pipeline in a Python file would run, without running it; by default on a cluster without GPUs."""
+    from .planner.options import PlanOptions
     from .session import explain as explain_plans
 
     _, datasets = _declare(file, params, outputs)
-    click.echo(explain_plans(datasets), nl=False)
+    click.echo(explain_plans(datasets, PlanOptions(device=device or "cpu")), nl=False)
 
 
 @cli.command()
@@ -435,11 +445,11 @@ def _run(
     name: str,
     datasets: Mapping[str, Dataset],
     address: str | None,
-    workers: int,
+    workers: int | None,
     report_json: str | None,
     quiet: bool,
     options: PlanOptions | None = None,
-    **storage: Any,
+    **more: Any,
 ) -> None:
     from .session import Session
 
@@ -447,7 +457,7 @@ def _run(
         Path(report_json).parent.mkdir(parents=True, exist_ok=True)
     _state().running = True
     with (
-        Session(address, workers=workers, progress=not quiet, options=options, **storage) as session,
+        Session(address, workers=workers, progress=not quiet, options=options, **more) as session,
         _reported(report_json),
         session.run(datasets, name=name) as result,
     ):

@@ -78,7 +78,8 @@ def pipeline(folder: Path, iterations: int) -> dict[str, Any]:
     )
     revenue = priced.group_by("month").agg(revenue=hw.sum("revenue"), orders=hw.count())
     joined = priced.join(customers, on="customer")
-    rows = hw.prep.Standardize(*FEATURES).fit_transform(joined.select(*FEATURES, "returned"))
+    known = joined.select(*FEATURES, "returned")
+    rows = hw.prep.Standardize(*FEATURES).fit(known).transform(known)
     model = hw.train(
         rows,
         target="returned",

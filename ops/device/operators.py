@@ -28,6 +28,10 @@ class DeviceKernel(Kernel):
         """Compute the partition, streaming."""
         raise NotImplementedError
 
+    @property
+    def label(self) -> str:
+        return type(self).__name__.removeprefix("Device")
+
 
 #: what to run in a kernel's place: an operator, or why there is none
 Lowered = DeviceKernel | str

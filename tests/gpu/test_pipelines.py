@@ -101,7 +101,8 @@ def outputs_of(name: str) -> dict[str, Any]:
     if name == "repartitioned":
         return {"hashed": rows.repartition(5, by="customer"), "dealt": rows.repartition(4)}
     chain = hw.prep.Standardize("price") | hw.prep.OneHot("mode", unseen="ignore", nulls="ignore")
-    return {"prepared": chain.fit_transform(rows.select("price", "mode", "order"))}
+    kept = rows.select("price", "mode", "order").drop_nulls("price")
+    return {"prepared": chain.fit(kept).transform(kept)}
 
 
 @pytest.mark.parametrize("name", ["aggregates", "joins", "order", "repartitioned", "prepared"])
