@@ -36,21 +36,21 @@ class HashTable:
         xp: NumPy or CuPy.
 
     Attributes:
-        firsts: for each row, the first row of the same key, -1 for one that isn't known; shape (rows,), int64.
+        rows: how many rows were put in, known or not.
 
     Example:
         >>> table = HashTable(np.array([7, 5, 7], np.uint64), np.ones(3, bool), 8, np)
-        >>> table.firsts.tolist(), table.lookup(np.array([5, 6], np.uint64), np.ones(2, bool)).tolist()
-        ([0, 1, 0], [1, -1])
+        >>> table.lookup(np.array([5, 6, 7], np.uint64), np.ones(3, bool)).tolist()
+        [1, -1, 0]
     """
 
     def __init__(self, keys: Array, known: Array, size: int, xp: ModuleType):
-        rows = int(keys.shape[0])
+        self.rows = rows = int(keys.shape[0])
         self._xp = xp
         self._direct = size <= max(_SPARSE * rows, 1024)
         if not on_device(xp):
-            self._rows = np.flatnonzero(known)
-            self._table = key_table(keys[self._rows].view(np.int64))
+            self._places = np.flatnonzero(known)
+            self._table = key_table(keys[self._places].view(np.int64))
         elif self._direct:
             self._slots = xp.full(max(size, 1), _EMPTY, dtype=np.uint64)
             args = [keys, known, np.int64(rows), self._slots]
@@ -61,12 +61,6 @@ class HashTable:
             self._slots = xp.full(2 * (capacity + 1), _EMPTY, dtype=np.uint64)
             args = [keys, known, np.int64(rows), self._mask, self._slots]
             launch(kernel(xp, "hash_table", "insert_keys"), rows, args)
-        self.firsts = self.lookup(keys, known)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the device."""
-        return int(self.firsts.nbytes) + (int(self._slots.nbytes) if on_device(self._xp) else 0)
 
     def lookup(self, keys: Array, known: Array) -> Array:
         """Return the first row of each key, -1 for one that isn't here, or isn't known.
@@ -83,7 +77,7 @@ class HashTable:
             found = np.full(rows, -1, np.int64)
             codes = self._table.lookup(keys[known].view(np.int64))
             found[known] = np.where(
-                codes < 0, -1, self._rows[np.maximum(codes, 0)] if len(self._rows) else -1
+                codes < 0, -1, self._places[np.maximum(codes, 0)] if len(self._places) else -1
             )
             return found
         found = xp.empty(rows, dtype=np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from types import ModuleType
 
@@ -16,7 +16,7 @@ from ..kernel import Broadcast, Context
 from ..morsels import drained
 from . import column as columns_of
 from .column import DeviceColumn
-from .compaction import compact, compact_table
+from .compaction import compact_table
 from .gather import take_or_null
 from .key_index import DeviceKeyIndex
 from .memory_bound import held_bytes
@@ -102,9 +102,10 @@ class DeviceJoin(DeviceKernel):
                     self._output(compact_table(table, codes >= 0 if how == "semi" else codes < 0, xp), [])
                 ]
             elif side.index.unique and how == "inner":
-                found = codes >= 0
-                matches = side.payload.take(compact([codes], found, xp)[0])
-                made = [self._output(compact_table(table, found, xp), matches.columns)]
+                numbered = replace(table, columns=(*table.columns, DeviceColumn(pa.int64(), codes)))
+                *kept, found = compact_table(numbered, codes >= 0, xp).columns
+                matches = side.payload.take(found.values)
+                made = [self._output(replace(table, columns=tuple(kept), rows=len(found)), matches.columns)]
             elif side.index.unique:
                 made = [self._output(table, [take_or_null(c, codes, xp) for c in side.payload.columns])]
             else:

@@ -76,9 +76,8 @@ class DeviceKeyIndex:
         self._translations: list[tuple[pa.Array, np.ndarray] | None] = [None] * len(columns)
         words, known, size = self._build(columns)
         self._table = HashTable(words, known, size, xp)
-        firsts = self._table.firsts
-        count = int(firsts.shape[0])
-        rows = xp.arange(count, dtype=np.int64)
+        firsts = self._table.lookup(words, known)
+        rows = xp.arange(self._table.rows, dtype=np.int64)
         there, among = compact([rows, firsts], firsts >= 0, xp)
         self.unique = int(xp.count_nonzero(firsts == rows)) == int(there.shape[0])
         self.rows: Array | None = None
@@ -86,7 +85,7 @@ class DeviceKeyIndex:
         if not self.unique:
             order = sort_order([among.view(np.uint64)], int(there.shape[0]), xp)
             self.rows = there[order]
-            self.spans = _spans(among[order], count, xp)
+            self.spans = _spans(among[order], self._table.rows, xp)
 
     def lookup(self, columns: Sequence[DeviceColumn]) -> Array:
         """Return the first row of each key, -1 for one that isn't here; shape (rows,), int64."""
@@ -170,7 +169,7 @@ def matched(
         if column.valid is not None:
             within &= column.valid
         part = np.where(within, word - np.uint64(low), np.uint64(0))
-        if first:
+        if words is None or known is None:
             return part, within
         return words * np.uint64(factor) + part, known & within
     if first:
@@ -182,7 +181,7 @@ def matched(
 
 
 def _rows_step(table: HashTable, before: HashTable | None) -> _Step:
-    return _Step(_ZERO, _ZERO + max(1, int(table.firsts.shape[0])) - 1, before)
+    return _Step(_ZERO, _ZERO + max(1, table.rows) - 1, before)
 
 
 def _spans(firsts: Array, rows: int, xp: ModuleType) -> Array:

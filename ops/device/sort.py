@@ -58,7 +58,8 @@ def sort_order(words: Sequence[Array], rows: int, xp: ModuleType) -> Array:
         if width <= 32:
             numbers = numbers.astype(np.uint32)
         numbers.sort()
-        return (numbers & numbers.dtype.type((1 << bits) - 1)).astype(np.int64)
+        numbers &= numbers.dtype.type((1 << bits) - 1)
+        return numbers.view(np.int64) if width > 32 else numbers.astype(np.int64)
     order = xp.argsort(words[-1])
     for word in words[-2::-1]:
         order = order[xp.argsort(word[order])]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -129,7 +130,7 @@ def ordered(values: np.ndarray, descending: bool = False) -> np.ndarray:
         [2, 3, 1, 0]
     """
     if values.dtype.kind == "f":
-        whole: type = np.int32 if values.dtype.itemsize == 4 else np.int64
+        whole: Any = np.int32 if values.dtype.itemsize == 4 else np.int64
         values = np.where(np.isnan(values), values.dtype.type(np.nan), values + values.dtype.type(0))
         bits = values.view(whole)
         values = np.where(bits < 0, bits ^ np.iinfo(whole).max, bits)

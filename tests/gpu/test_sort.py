@@ -126,6 +126,22 @@ def test_order_of_words(tops, xp):
         np.testing.assert_array_equal(sort_order(words, rows, np), expected)
 
 
+@pytest.mark.gpu
+def test_beyond_two_thousand_million_rows(xp):
+    rows = (1 << 31) + 77
+    if xp.cuda.Device().mem_info[0] < 72 << 30:
+        pytest.skip("needs 72 GiB of a device's memory")
+    word = xp.arange(rows, dtype=np.uint64)
+    word[:] = word[::-1].copy()
+    order = sort_order([word], rows, xp)
+    del word
+    assert int(order[0]) == rows - 1
+    assert int(order[-1]) == 0
+    for start in range(0, rows, 1 << 26):
+        piece = order[start : start + (1 << 26)]
+        assert bool((piece == xp.arange(rows - 1 - start, rows - 1 - start - len(piece), -1)).all())
+
+
 def test_ranges(xp):
     table = random_table(5001, 0.4)
     for name in table.column_names:

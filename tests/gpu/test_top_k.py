@@ -59,6 +59,16 @@ def test_nth(kind, xp):
         assert nth(word, place, np) == nth(xp.asarray(word), place, xp) == ordered[place]
 
 
+@pytest.mark.gpu
+def test_beyond_two_thousand_million_rows(xp):
+    rows = (1 << 31) + 77
+    if xp.cuda.Device().mem_info[0] < 60 << 30:
+        pytest.skip("needs 60 GiB of a device's memory")
+    word = xp.arange(rows, dtype=np.uint64)
+    word[:] = word[::-1].copy()
+    assert smallest([word], rows, 5, xp).get().tolist() == list(range(rows - 1, rows - 6, -1))
+
+
 def test_digit_counts(xp):
     word = words_of(str(2**64 - 1), 20_001)[0]
     there = xp.asarray(word)

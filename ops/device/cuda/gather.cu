@@ -19,13 +19,24 @@ typedef unsigned long long Item;
 extern "C" __global__ void take_or_null(const Item *items, const unsigned char *valid, int nulls,
                                         const long long *rows, long long count, Item *out, unsigned char *marks) {
     long long first = (long long)blockIdx.x * blockDim.x * EACH + threadIdx.x;
+    long long row[EACH];
+    Item item[EACH];
+    bool there[EACH];
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+        long long place = first + (long long)i * blockDim.x;
+        row[i] = place < count ? rows[place] : -1;
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+        item[i] = row[i] >= 0 ? items[row[i]] : (Item)0;
+        there[i] = row[i] >= 0 && (!nulls || valid[row[i]]);
+    }
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
         long long place = first + (long long)i * blockDim.x;
         if (place >= count) continue;
-        long long row = rows[place];
-        bool there = row >= 0 && (!nulls || valid[row]);
-        out[place] = there ? items[row] : (Item)0;
-        marks[place] = there;
+        out[place] = there[i] ? item[i] : (Item)0;
+        marks[place] = there[i];
     }
 }

@@ -22,7 +22,7 @@ typedef unsigned long long uint64;
 
 #define SIGN 0x8000000000000000ull
 #define ALL 0xffffffffu
-// rows that a thread takes, a block's threads beside each other
+// rows that a thread takes, a block's threads beside each other; it loads all of them before it stores
 #define EACH 8
 
 __device__ __forceinline__ uint64 ordered(bool v) { return v ? SIGN + 1 : SIGN; }
@@ -87,13 +87,22 @@ extern "C" __global__ void pack_key(const VALUE *values, const unsigned char *va
                                     unsigned long long factor, unsigned long long *words) {
     uint64 flip = descending ? ~0ull : 0;
     long long first = (long long)blockIdx.x * blockDim.x * EACH + threadIdx.x;
+    VALUE value[EACH];
+    bool there[EACH];
+    uint64 word[EACH];
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
         long long row = first + (long long)i * blockDim.x;
         if (row < rows) {
-            uint64 part = nulls && !valid[row] ? null : (ordered(values[row]) ^ flip) - low;
-            words[row] = factor ? words[row] * factor + part : part;
+            value[i] = values[row];
+            there[i] = !nulls || valid[row];
+            word[i] = factor ? words[row] * factor : 0;
         }
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+        long long row = first + (long long)i * blockDim.x;
+        if (row < rows) words[row] = word[i] + (there[i] ? (ordered(value[i]) ^ flip) - low : null);
     }
 }
 
@@ -103,14 +112,26 @@ extern "C" __global__ void match_key(const VALUE *values, const unsigned char *v
                                      unsigned long long low, unsigned long long high, unsigned long long factor,
                                      int begin, unsigned long long *words, unsigned char *known) {
     long long first = (long long)blockIdx.x * blockDim.x * EACH + threadIdx.x;
+    VALUE value[EACH];
+    bool there[EACH];
+    uint64 word[EACH];
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
         long long row = first + (long long)i * blockDim.x;
         if (row < rows) {
-            uint64 word = ordered(values[row]);
-            bool in = (!nulls || valid[row]) && word >= low && word <= high;
+            value[i] = values[row];
+            there[i] = !nulls || valid[row];
+            word[i] = factor ? words[row] * factor : 0;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+        long long row = first + (long long)i * blockDim.x;
+        if (row < rows) {
+            uint64 key = ordered(value[i]);
+            bool in = there[i] && key >= low && key <= high;
             if (begin || !in) known[row] = in;
-            words[row] = (factor ? words[row] * factor : 0) + (in ? word - low : 0);
+            words[row] = word[i] + (in ? key - low : 0);
         }
     }
 }
@@ -119,9 +140,15 @@ extern "C" __global__ void match_key(const VALUE *values, const unsigned char *v
 extern "C" __global__ void number_rows(const unsigned long long *words, long long rows, int bits,
                                        unsigned long long *out) {
     long long first = (long long)blockIdx.x * blockDim.x * EACH + threadIdx.x;
+    uint64 word[EACH];
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
         long long row = first + (long long)i * blockDim.x;
-        if (row < rows) out[row] = words[row] << bits | (uint64)row;
+        if (row < rows) word[i] = words[row];
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+        long long row = first + (long long)i * blockDim.x;
+        if (row < rows) out[row] = word[i] << bits | (uint64)row;
     }
 }

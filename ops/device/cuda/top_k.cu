@@ -11,12 +11,16 @@ extern "C" __global__ void count_digits(const unsigned long long *words, long lo
     __syncthreads();
     long long tile = (long long)blockDim.x * EACH, stride = tile * gridDim.x;
     for (long long start = tile * blockIdx.x; start < rows; start += stride) {
+        unsigned long long digits[EACH];
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
             long long row = start + (long long)i * blockDim.x + threadIdx.x;
-            if (row >= rows) continue;
-            unsigned long long digits = words[row] >> shift;
-            if (digits >> 11 == prefix) atomicAdd(&here[digits & (BINS - 1)], 1u);
+            if (row < rows) digits[i] = words[row] >> shift;
+        }
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) {
+            long long row = start + (long long)i * blockDim.x + threadIdx.x;
+            if (row < rows && digits[i] >> 11 == prefix) atomicAdd(&here[digits[i] & (BINS - 1)], 1u);
         }
     }
     __syncthreads();
