@@ -212,4 +212,5 @@ def _states(
 
 def _row_bytes(schema: pa.Schema) -> int:
     """Bytes of a state, with a byte of validity for each part; decimals of any length take eight."""
-    return sum(1 + (dtype.itemsize if (dtype := physical_type(field.type)) else 8) for field in schema)
+    dtypes = [physical_type(field.type) for field in schema]
+    return sum(1 + (8 if dtype is None else dtype.itemsize) for dtype in dtypes)

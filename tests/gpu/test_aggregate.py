@@ -33,6 +33,12 @@ EVERY = [
     Aggregation("std_f64", "std", "f64", (("ddof", 0),)),
     Aggregation("sum_span", "sum", "span"),
 ]
+#: one of each kind
+SOME = [
+    a
+    for a in EVERY
+    if a.name in ("rows", "sum_i8", "mean_i64", "var_f32", "min_text", "max_u64", "last_time")
+]
 DECIMALS = [Aggregation(f"{f}_dec", f, "dec") for f in ("sum", "mean", "var")]
 
 
@@ -132,10 +138,10 @@ def assert_same(found, expected, rtol=0.0):
 
 
 @pytest.mark.parametrize("keys", [(), ("key",), ("word", "float"), ("key", "word", "i8")], ids="-".join)
-@pytest.mark.parametrize(("rows", "nulls"), [(0, 0), (1, 0.0), (3203, 0.3), (300, 1.0)])
+@pytest.mark.parametrize(("rows", "nulls"), [(0, 0), (1, 0.0), (3203, 0.3), (200, 1.0)])
 def test_either_side_merges_the_others_states(keys, rows, nulls, xp):
     table = random_table(rows, nulls)
-    partial, final = kernels(table.schema, keys, EVERY)
+    partial, final = kernels(table.schema, keys, EVERY if keys == ("key",) else SOME)
     expected = on_host(final, on_host(partial, table))
     states = on_device(partial, table, xp)
     assert_same(states, on_device(partial, table, np))
@@ -160,17 +166,17 @@ def test_against_pandas(xp):
 @pytest.mark.parametrize("keys", [(), ("key",)], ids=["global", "key"])
 def test_cuts_of_the_stream_leave_the_same_bits(keys, xp):
     table = random_table(3500)
-    partial, _ = kernels(table.schema, keys, [a for a in EVERY if a.column in (None, "f64", "i64", "text")])
+    partial, _ = kernels(table.schema, keys, SOME)
     whole = on_device(partial, table, xp)
     for rows in (1499, 333):
         assert_same(on_device(partial, table, xp, rows), whole)
 
 
 def test_too_many_groups_are_passed_on(xp):
-    table = pa.table({"key": np.arange(9000) % 8000, "x": np.arange(9000.0)})
+    table = pa.table({"key": np.arange(5000) % 4500, "x": np.arange(5000.0)})
     partial, final = kernels(table.schema, ["key"], [Aggregation("sum", "sum", "x")])
     states = on_device(partial, table, xp)
-    assert states.num_rows == 9000  # merging was given up
+    assert states.num_rows == 5000  # merging was given up
     assert_same(on_device(final, states, xp), on_host(final, on_host(partial, table)))
 
 

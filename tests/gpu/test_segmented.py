@@ -7,7 +7,7 @@ import pytest
 
 from headwater.ops.backend import to_host
 from headwater.ops.device import segmented
-from headwater.ops.device.column import to_device
+from headwater.ops.device.column import DeviceColumn, to_device
 from headwater.ops.device.grouping import DeviceGroups, group
 
 RNG = np.random.default_rng(11)
@@ -163,3 +163,18 @@ def test_a_group_without_rows_among_many_sums_to_zero(xp):
         found = to_host(segmented.sums(module.ones(2999), groups))
         assert found[1234] == 0
         assert found.sum() == 2999
+
+
+@pytest.mark.gpu
+def test_as_many_rows_as_there_may_be(xp):
+    rows = (1 << 31) - 2
+    if xp.cuda.Device().mem_info[0] < 48 << 30:
+        pytest.skip("less than 48 GiB of device memory are free")
+    keys = xp.zeros(rows, dtype=np.int8)
+    keys[::7] = 1
+    groups = group([DeviceColumn(pa.int8(), keys)], rows, xp)
+    few, many = -(-rows // 7), rows - -(-rows // 7)
+    assert to_host(groups.first_rows).tolist() == [0, 1]
+    assert to_host(groups.sizes).tolist() == [few, many]
+    assert to_host(segmented.sums(xp.ones(rows, dtype=np.float32), groups)).tolist() == [few, many]
+    assert to_host(segmented.sums(keys, groups)).tolist() == [few, 0]
