@@ -13,12 +13,20 @@ from types import ModuleType
 
 import numpy as np
 
+from ...errors import PlanError
 from ..backend import Array, array_namespace, to_host
 from ..kernel import Context, Stream
 from ..partitioned import PartitionedTable
-from ..partitioner import HashPartitioner, Partitioner, RoundRobinPartitioner, SinglePartitioner
+from ..partitioner import (
+    HashPartitioner,
+    Partitioner,
+    RangePartitioner,
+    RoundRobinPartitioner,
+    SinglePartitioner,
+)
 from .modules import kernel, launch, on_device
 from .operators import DeviceKernel, DeviceStream
+from .range_segments import range_segments
 from .row_hash import hash_segments, segment_type
 from .table import DeviceTable, concat, to_arrow
 from .transfer import UNIT_ROWS
@@ -121,6 +129,10 @@ def segments_of(
     if isinstance(partitioner, RoundRobinPartitioner):
         start = (partition + offset) % count
         return (xp.arange(start, start + table.rows) % count).astype(segment_type(count))
+    if isinstance(partitioner, RangePartitioner):
+        if partitioner.boundaries is None:
+            raise PlanError(f"{partitioner.describe()} has no boundaries yet.")
+        return range_segments(table, partitioner.boundaries, partitioner.keys, count, xp)
     assert isinstance(partitioner, SinglePartitioner)
     return xp.zeros(table.rows, dtype=np.uint8)
 
@@ -132,7 +144,9 @@ def refusal(partitioner: Partitioner) -> str | None:
         >>> refusal(HashPartitioner(("x",), 8)) is None
         True
     """
-    if isinstance(partitioner, HashPartitioner | RoundRobinPartitioner | SinglePartitioner):
+    if isinstance(
+        partitioner, HashPartitioner | RangePartitioner | RoundRobinPartitioner | SinglePartitioner
+    ):
         return None
     return f"{partitioner.describe()} is cut on the host"
 
@@ -145,7 +159,8 @@ class DevicePartition(DeviceKernel):
     for, or of one. Blocks written from it are those that the host would write from the same rows.
 
     Attributes:
-        partitioner: the exchange's; one that `refusal` has nothing against.
+        partitioner: the exchange's; one that `refusal` has nothing against. A task puts the one of its stage in its
+            place, which has the boundaries of ranges.
     """
 
     partitioner: Partitioner

@@ -96,7 +96,7 @@ class PackedColumns:
         self._kept: list[Array] = []
         words = np.zeros((len(columns), 5), np.uint64)
         for entry, column in zip(words, columns):
-            kind = _kind(column)
+            kind = kind_of(column)
             entry[0], entry[2] = self._address(column.values, xp), kind
             if column.valid is not None:
                 entry[1] = self._address(column.valid, xp)
@@ -111,8 +111,8 @@ class PackedColumns:
         return int(there.data.ptr)
 
 
-def _kind(column: DeviceColumn) -> int:
-    """The number that row_hash.cu has for a column's values."""
+def kind_of(column: DeviceColumn) -> int:
+    """Return the number that row_hash.cu has for a column's values."""
     if is_coded(column.type):
         return _CODES
     if pa.types.is_decimal(column.type):
@@ -141,7 +141,7 @@ def _hash(columns: Sequence[DeviceColumn], exact: bool) -> np.ndarray:
 
 def _words(column: DeviceColumn, exact: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """What rows absorb, in order: words of all rows, or of those whose numbers come with them."""
-    values, kind = column.values, _kind(column)
+    values, kind = column.values, kind_of(column)
     if kind == _CODES:
         yield from _text(column)
     elif values.dtype.kind == "f":

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ...errors import HeadwaterError, PlanError
 from ...lineage.fingerprint import Fingerprint
 from ...lineage.stream_fingerprint import StreamFingerprint
 from ...ops.backend import stage_backend
+from ...ops.device.partition import DevicePartition
 from ...ops.kernel import Broadcast, Context, Stream
 from ...ops.partitioned import PartitionedTable
 from ...ops.partitioner import KeySample, KeySampler
@@ -228,8 +230,12 @@ class _Attempt:
         if isinstance(operator.kernel, TrainKernel):
             return self._train(operator, operator.kernel)
         inputs = [self._evaluate(child, given, partition) for child in operator.inputs]
-        context = Context(partition, self.kernel_bytes, operator.kernel.label, self.spill_folder)
-        return self._metered(operator.kernel.run(inputs, context), context)
+        kernel = operator.kernel
+        if isinstance(kernel, DevicePartition) and self.program.exchange is not None:
+            # as the block's writer would: ranges have boundaries now, and partitions count over the stage
+            kernel, partition = replace(kernel, partitioner=self.program.exchange.partitioner), given.index
+        context = Context(partition, self.kernel_bytes, kernel.label, self.spill_folder)
+        return self._metered(kernel.run(inputs, context), context)
 
     def _read(self, leaf: Leaf, given: PartitionInput) -> Stream | Broadcast:
         if isinstance(leaf, BroadcastLeaf):

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from headwater.errors import PlanError
 from headwater.ops.backend import use_backend
 from headwater.ops.device.partition import (
     MOST,
@@ -22,6 +23,7 @@ from headwater.ops.partitioner import (
     RoundRobinPartitioner,
     SinglePartitioner,
 )
+from headwater.ops.sort import SortKey
 
 RNG = np.random.default_rng(17)
 
@@ -90,6 +92,7 @@ def test_slices(xp):
         RoundRobinPartitioner(300),
         RoundRobinPartitioner(3),
         SinglePartitioner(),
+        RangePartitioner((SortKey("k"), SortKey("s", True)), 5, rows_of(4).sort_by("k").select(["k", "s"])),
     ],
     ids=lambda p: p.describe(),
 )
@@ -100,7 +103,11 @@ def test_segments_are_the_partitioners(partitioner, xp):
         found = segments_of(partitioner, to_device(table, module), 5, 70, module)
         np.testing.assert_array_equal(found if module is np else found.get(), expected)
     assert refusal(partitioner) is None
-    assert "host" in (refusal(RangePartitioner((), 4)) or "")
+
+
+def test_ranges_need_boundaries():
+    with pytest.raises(PlanError, match="no boundaries"):
+        segments_of(RangePartitioner((SortKey("k"),), 4), to_device(rows_of(3), np), 0, 0, np)
 
 
 def test_rows_without_columns(xp):

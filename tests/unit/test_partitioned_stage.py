@@ -12,10 +12,12 @@ import pytest
 from headwater.errors import PlanError
 from headwater.ops.device.partition import DevicePartition
 from headwater.ops.device.transfer import ToDevice
+from headwater.ops.ordering import quantiles
 from headwater.ops.partitioned import PartitionedTable
 from headwater.ops.partitioner import (
     HashPartitioner,
     Partitioner,
+    RangePartitioner,
     RoundRobinPartitioner,
     SinglePartitioner,
 )
@@ -117,6 +119,17 @@ def test_blocks_are_the_hosts(tmp_path: Path, partitioner: Partitioner, count: i
     assert away[1] == here[1]
     if partitioner.count > 1:  # else the host takes what lies under nulls along
         assert away[2] == here[2]
+
+
+def test_ranges_get_their_boundaries_from_the_stage(tmp_path: Path) -> None:
+    leaf, keys = scan(5000), (SortKey("s"), SortKey("k", descending=True))
+    boundaries = quantiles(rows(5000)[:500], np.ones(500), keys, 30)
+    planned = RangePartitioner(keys, 30)
+    resolved = RangePartitioner(keys, 30, boundaries)
+    here = run(tmp_path, leaf, resolved, 64 << 20, 0)
+    away = run(tmp_path, there(leaf, planned), resolved, 64 << 20, 1)
+    assert away[0].fingerprint == here[0].fingerprint
+    assert away[2] == here[2]
 
 
 def test_blocks_are_the_same_when_runs_are_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
