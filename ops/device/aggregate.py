@@ -5,7 +5,7 @@ Rows are cut anew every `UNIT_ROWS` of a partition, and a unit's float sums depe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from types import ModuleType
@@ -29,6 +29,7 @@ from .aggregations import (
 from .column import physical_type
 from .grouping import DeviceGroups, group
 from .key_words import one_form
+from .memory import retried
 from .modules import on_device
 from .operators import DeviceKernel, DeviceStream, Lowered, lowers
 from .sort import device_tables, hold, on_host
@@ -67,7 +68,7 @@ class DevicePartialAggregate(DeviceKernel):
         rows, limit, futile = 0, _FIRST_MERGE, False
         width = _row_bytes(self.schema)
         for table in rechunk(device_tables(inputs[0], xp), UNIT_ROWS, xp):
-            states = list(self._reduce(table, xp))
+            states = retried(self._reduce, table, xp)
             if futile:
                 yield from states
                 continue
@@ -75,7 +76,7 @@ class DevicePartialAggregate(DeviceKernel):
             rows += sum(state.rows for state in states)
             if rows < limit and rows * width < _FLUSH_BYTES:
                 continue
-            parts = self._merge(held, xp)
+            parts = retried(self._merge, held, xp)
             left = sum(part.rows for part in parts)
             futile = len(held) > 1 and left > _FUTILE * rows
             if futile or left * width > _FLUSH_BYTES:
@@ -85,9 +86,9 @@ class DevicePartialAggregate(DeviceKernel):
                 held, rows = parts, left
             limit = 2 * rows + _FIRST_MERGE
         if held:
-            yield from self._merge(held, xp)
+            yield from retried(self._merge, held, xp)
 
-    def _reduce(self, table: DeviceTable, xp: ModuleType) -> Iterator[DeviceTable]:
+    def _reduce(self, table: DeviceTable, xp: ModuleType) -> list[DeviceTable]:
         """The states of a unit; of its halves where a sum of decimals has more than 64 bits."""
         groups = group([table.column(name) for name in self.keys], table.rows, xp)
         reductions = Reductions(groups)
@@ -98,10 +99,9 @@ class DevicePartialAggregate(DeviceKernel):
                 parts.append(DEVICE_AGGREGATIONS[a.function].partial(reductions, column))
         except TotalTooWide:
             half = table.rows // 2
-            yield from self._reduce(table.slice(0, half), xp)
-            yield from self._reduce(table.slice(half, table.rows), xp)
-        else:
-            yield _states(groups, table, self.keys, parts, self.schema)
+            halves = table.slice(0, half), table.slice(half, table.rows)
+            return [states for part in halves for states in self._reduce(part, xp)]
+        return [_states(groups, table, self.keys, parts, self.schema)]
 
     def _merge(self, states: list[DeviceTable], xp: ModuleType) -> list[DeviceTable]:
         """One table for them all; the tables as they were where a sum of decimals has more than 64 bits."""
@@ -141,17 +141,18 @@ class DeviceFinalAggregate(DeviceKernel):
             return
         states = [*drained(held), *stream]
         if states:
-            finished = self._finish(concat(states, xp), xp)
+            finished = retried(self._finish, states, xp)
             for start in range(0, finished.rows, UNIT_ROWS):
                 yield finished.slice(start, start + UNIT_ROWS)
         elif not self.keys:
             yield self._of_nothing(xp)
 
-    def _finish(self, states: DeviceTable, xp: ModuleType) -> DeviceTable:
-        groups, parts = _merge_states(states, self.keys, self.aggregations, xp)
+    def _finish(self, parts: list[DeviceTable], xp: ModuleType) -> DeviceTable:
+        states = concat(parts, xp)
+        groups, merged = _merge_states(states, self.keys, self.aggregations, xp)
         answers = [
             (DEVICE_AGGREGATIONS[a.function].finish(state, dict(a.options), xp),)
-            for a, state in zip(self.aggregations, parts)
+            for a, state in zip(self.aggregations, merged)
         ]
         return _states(groups, states, self.keys, answers, self.schema)
 

@@ -22,6 +22,7 @@ from ..reductions import sum_type
 from .column import DeviceColumn, is_coded, physical_type
 from .grouping import DeviceGroups
 from .key_words import ranges
+from .memory import staged
 from .segmented import extremes, last_rows, spreads, sums
 
 State = tuple[DeviceColumn, ...]
@@ -122,9 +123,8 @@ class Reductions:
         order = pc.sort_indices(words).to_numpy().astype(np.int32)
         ranks = np.empty_like(order)
         ranks[order] = np.arange(len(order), dtype=np.int32)
-        there = self.xp.asarray
-        best = extremes(there(ranks)[column.values], column.valid, self.groups, largest)
-        codes = there(order)[blank(best, some, self.xp)]
+        best = extremes(staged(self.xp, ranks)[column.values], column.valid, self.groups, largest)
+        codes = staged(self.xp, order)[blank(best, some, self.xp)]
         return replace(column, values=blank(codes, some, self.xp), valid=some)
 
     def _check_overflow(self, column: DeviceColumn, type: pa.DataType) -> None:

@@ -13,6 +13,7 @@ from ..distinct import DistinctKernel
 from ..kernel import Broadcast, Context
 from ..morsels import rechunk as rechunk_on_host
 from .grouping import group
+from .memory import retried
 from .memory_bound import held_bytes
 from .operators import DeviceKernel, DeviceStream, Lowered, lowers
 from .sort import device_tables
@@ -46,7 +47,7 @@ class DeviceDistinct(DeviceKernel):
             rows, size = sum(t.rows for t in waiting), sum(t.nbytes for t in waiting)
             if seen is not None and rows < seen.rows and size < limit:
                 continue
-            new, seen = self._compare(seen, waiting, xp)
+            new, seen = retried(self._compare, seen, waiting, xp)
             waiting = []
             if new.rows:
                 yield new
@@ -54,7 +55,7 @@ class DeviceDistinct(DeviceKernel):
                 yield from self._on_host(seen, stream, context, xp)
                 return
         if waiting:
-            new, _ = self._compare(seen, waiting, xp)
+            new, _ = retried(self._compare, seen, waiting, xp)
             if new.rows:
                 yield new
 

@@ -98,8 +98,8 @@ class DeviceGroups:
 def group(columns: Sequence[DeviceColumn], rows: int, xp: ModuleType) -> DeviceGroups:
     """Number the groups of equal rows.
 
-    After `key_words` it moves, a row, 16 bytes where words are few (word, code, and the slots in cache), else about
-    40 and two reads of single words at random places.
+    After `key_words` it moves, a row, 20 bytes where words are few (each word twice, the code, and slots in cache),
+    else about 44 and three accesses at random places.
 
     Args:
         columns: the keys, each of ``rows`` values; none puts all rows in one group.
