@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import HeadwaterError, ParameterError
-from ..backend import Array, to_host
+from ..backend import Array, array_namespace, to_host
 
 if TYPE_CHECKING:
     from ..training.program import Settings
@@ -101,7 +101,8 @@ def put_rows(out: np.ndarray, numbers: np.ndarray, first: int, x: Array) -> None
     """
     low, high = np.searchsorted(numbers, [first, first + x.shape[0]])
     if high > low:
-        out[low:high] = to_host(x[numbers[low:high] - first])
+        rows = numbers[low:high] - first
+        out[low:high] = to_host(x[rows if isinstance(x, np.ndarray) else array_namespace().asarray(rows)])
 
 
 def times(x: Array, weight: Array | None) -> Array:

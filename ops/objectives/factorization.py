@@ -11,7 +11,7 @@ from ...errors import ParameterError
 from ..backend import Array, array_namespace
 from ..training.program import Batch, DataInfo, Tree
 from .checks import check_penalty, check_width
-from .losses import features, mean_and_scale
+from .losses import features, mean_and_scale, mean_and_slope, sum_all, sum_rows
 from .objective import Objective
 from .tasks import make_task
 
@@ -36,6 +36,7 @@ class FactorizationMachine(Objective):
     """
 
     trusted = True
+    draws = False
 
     def __init__(
         self,
@@ -73,16 +74,15 @@ class FactorizationMachine(Objective):
         squares = x * x
         sums = x @ v
         z = _outputs(params, x, squares, sums)
-        losses, slope = self._task.row_losses(z, batch["y"])
-        loss, slope = mean_and_scale(losses, slope, batch.get("weight"))
+        loss, slope = mean_and_slope(self._task.row_losses, z, batch["y"], batch.get("weight"))
         grads = {
-            "intercept": slope.sum(),
+            "intercept": sum_rows(slope).astype(slope.dtype, copy=False),
             "weights": x.T @ slope,
             "factors": x.T @ (sums * slope[:, None]) - v * (squares.T @ slope)[:, None],
         }
         if self.l2:
             for name in ("weights", "factors"):
-                loss += 0.5 * self.l2 * float(xp.square(params[name]).sum(dtype=xp.float64))
+                loss += 0.5 * self.l2 * sum_all(xp.square(params[name]))
                 grads[name] += self.l2 * params[name]
         return loss, grads, {}
 

@@ -7,6 +7,7 @@ makes weights small and not exactly 0.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from ...errors import ParameterError
 from ..backend import Array, array_namespace
+from ..device.gradients import MOST_FEATURES, linear_gradient
 from ..training.program import Batch, DataInfo, Tree
 from .checks import check_classes, check_penalty, check_width
 from .losses import (
@@ -25,9 +27,12 @@ from .losses import (
     features,
     log_loss,
     mean_and_scale,
+    mean_and_slope,
     sigmoid,
     softmax,
     squared_error,
+    sum_all,
+    sum_rows,
 )
 from .objective import Objective
 
@@ -43,6 +48,7 @@ class LinearModel(Objective):
     """
 
     trusted = True
+    draws = False
 
     def __init__(self, l1: float = 0.0, l2: float = 0.0, fit_intercept: bool = True):
         check_penalty(type(self).__name__, l1=l1, l2=l2)
@@ -83,23 +89,39 @@ class LinearModel(Objective):
         loss, grads = self.data_value_and_grad(params, batch)
         weights = params["weights"]
         if self.l2:
-            loss += 0.5 * self.l2 * float(array_namespace().square(weights).sum(dtype="float64"))
+            loss += 0.5 * self.l2 * sum_all(array_namespace().square(weights))
             grads["weights"] += self.l2 * weights
         if self.l1:
             xp = array_namespace()
-            loss += self.l1 * float(xp.abs(weights).sum(dtype=xp.float64))
+            loss += self.l1 * sum_all(xp.abs(weights))
             grads["weights"] += self.l1 * xp.sign(weights)
         return loss, grads, {}
 
     def data_value_and_grad(self, params: Tree, batch: Batch) -> tuple[float, dict[str, Array]]:
         """Return the mean loss and its gradient without penalties, for solvers that treat those on their own."""
         x = features(batch, params["weights"].dtype)
-        losses, slope = self.row_losses(self.predictor(params, x), batch["y"])
-        loss, slope = mean_and_scale(losses, slope, batch.get("weight"))
+        own = type(self)
+        losses = _KNOWN.get(own.row_losses, self.row_losses)
+        kind = _NARROW.get(losses) if own.predictor is LinearModel.predictor else None
+        xp = array_namespace()
+        if xp is not np and kind is not None and x.dtype.kind == "f" and x.shape[1] <= MOST_FEATURES:
+            return self._in_one_pass(kind, params, x, batch, xp)
+        loss, slope = mean_and_slope(losses, self.predictor(params, x), batch["y"], batch.get("weight"))
         grads = {"weights": x.T @ slope}
         if self.fit_intercept:
-            grads["intercept"] = slope.sum(axis=0)
+            grads["intercept"] = sum_rows(slope).astype(slope.dtype, copy=False)
         return loss, grads
+
+    def _in_one_pass(
+        self, kind: str, params: Tree, x: Array, batch: Batch, xp: ModuleType
+    ) -> tuple[float, dict[str, Array]]:
+        """Return the mean loss and its gradient from one pass over the rows, on a device."""
+        weights, dtype = params["weights"], params["weights"].dtype
+        sums = linear_gradient(kind, x, batch["y"], batch.get("weight"), weights, params.get("intercept"), xp)
+        grads = {"weights": (sums.weights / sums.weight).astype(dtype)}
+        if self.fit_intercept:
+            grads["intercept"] = (sums.intercept / sums.weight).astype(dtype)
+        return float(sums.loss / sums.weight), grads
 
     def loss(self, params: Tree, batch: Batch, rng: Any = None) -> tuple[float, dict[str, float]]:
         """Return the mean loss without penalties."""
@@ -233,3 +255,13 @@ class SoftmaxRegression(LinearModel):
 
     def output(self, info: DataInfo | None = None) -> list[pa.Field]:
         return class_fields(self.classes)
+
+
+#: what the built-in models' losses are; a subclass that has others keeps them
+_KNOWN: dict[Any, Any] = {
+    LinearRegression.row_losses: squared_error,
+    LogisticRegression.row_losses: log_loss,
+    SoftmaxRegression.row_losses: cross_entropy,
+}
+#: losses of a single predictor, for which a device makes the gradient of narrow rows in one pass
+_NARROW: dict[Any, str] = {squared_error: "squared", log_loss: "logistic"}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
 from ...errors import ParameterError
 from ..backend import Array, array_namespace
+from ..device.gradients import residuals
+from ..device.tile_sums import column_sums
 from ..training.program import Batch
 
 
@@ -71,6 +76,8 @@ def whole_classes(y: Array) -> Array:
         ParameterError: one isn't a whole number.
     """
     classes = y.astype(np.int64)
+    if y.dtype.kind in "iub":
+        return classes
     wrong = classes != y
     if wrong.any():
         raise ParameterError(
@@ -110,12 +117,38 @@ def mean_and_scale(losses: Array, slope: Array, weight: Array | None) -> tuple[f
     if weight is None:
         if slope is not None:
             slope = slope / len(losses)
-        return float(losses.mean(dtype=xp.float64)), slope
-    share = weight / weight.sum(dtype=xp.float64)
+        return (float(losses.mean(dtype=np.float64)) if xp is np else sum_all(losses) / len(losses)), slope
+    share = weight / (weight.sum(dtype=np.float64) if xp is np else sum_rows(weight))
     if slope is not None:
         share_like = share.astype(slope.dtype)
         slope = slope * (share_like if slope.ndim == 1 else share_like[:, None])
-    return float((losses * share).sum(dtype=xp.float64)), slope
+    return sum_all(losses * share), slope
+
+
+def mean_and_slope(
+    row_losses: Callable[[Array, Array], tuple[Array, Array]], z: Array, y: Array, weight: Array | None
+) -> tuple[float, Array]:
+    """Return the weighted mean of rows' losses, and its derivative by each predictor; on a device in one pass.
+
+    Args:
+        row_losses: from predictors and targets to losses and derivatives, as `log_loss`.
+        z: shape (rows,) or (rows, K).
+        y: targets, shape (rows,).
+        weight: shape (rows,), or None for equal ones.
+    """
+    xp = array_namespace()
+    kind = _KINDS.get(row_losses)
+    if xp is np or kind is None or z.dtype.name not in ("float32", "float64"):
+        return mean_and_scale(*row_losses(z, y), weight)
+    return residuals(kind, z, whole_classes(y) if kind == "softmax" else y, weight, xp)
+
+
+def sum_rows(values: Array) -> Array:
+    """Return the sum of a vector, or of each column of a matrix, on a device in float64 and in a fixed order."""
+    xp = array_namespace()
+    if xp is np or values.dtype.name not in ("float32", "float64"):
+        return values.sum(axis=0)
+    return column_sums(values, xp)
 
 
 def features(batch: Batch, dtype: object) -> Array:
@@ -124,6 +157,16 @@ def features(batch: Batch, dtype: object) -> Array:
     if x.ndim > 2:
         x = x.reshape(len(x), -1)
     return x.astype(dtype, copy=False)
+
+
+def sum_all(values: Array) -> float:
+    """Return the sum of all elements, in float64; on a device in a fixed order."""
+    xp = array_namespace()
+    return float(values.sum(dtype=np.float64) if xp is np else sum_rows(values.reshape(-1)))
+
+
+#: losses that a device has a kernel for
+_KINDS: dict[Any, str] = {squared_error: "squared", log_loss: "logistic", cross_entropy: "softmax"}
 
 
 def binary_fields() -> list[pa.Field]:

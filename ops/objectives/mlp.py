@@ -13,7 +13,7 @@ from ...errors import ParameterError, did_you_mean
 from ..backend import Array, array_namespace
 from ..training.program import Batch, DataInfo, Tree
 from .checks import check_penalty, check_width
-from .losses import features, mean_and_scale, sigmoid
+from .losses import features, mean_and_scale, mean_and_slope, sigmoid, sum_all, sum_rows
 from .objective import Objective
 from .tasks import make_task
 
@@ -62,6 +62,11 @@ class MLP(Objective):
         self.activation, self.dropout, self.l2 = activation, float(dropout), float(l2)
         self._task = make_task("MLP", task, classes)
 
+    @property
+    def draws(self) -> bool:  # type: ignore[override]
+        """Whether there is dropout."""
+        return self.dropout > 0
+
     def check(self, info: DataInfo) -> None:
         check_width(self.label, info)
         self._task.check(self.label, info)
@@ -100,19 +105,19 @@ class MLP(Objective):
                 scaled = xp.asarray(mask.astype(h.dtype) / h.dtype.type(1 - self.dropout))
                 h, factor = h * scaled, factor * scaled
         kept.append((h, factor))
-        losses, delta = self._task.row_losses(self._outputs(h, layers[-1]), batch["y"])
-        loss, delta = mean_and_scale(losses, delta, batch.get("weight"))
+        z = self._outputs(h, layers[-1])
+        loss, delta = mean_and_slope(self._task.row_losses, z, batch["y"], batch.get("weight"))
         delta = delta if delta.ndim == 2 else delta[:, None]
         grads: list[dict[str, Array]] = []
         for layer, (h, factor) in zip(reversed(layers), reversed(kept)):
-            grads.append({"weights": h.T @ delta, "bias": delta.sum(axis=0)})
+            grads.append({"weights": h.T @ delta, "bias": sum_rows(delta).astype(delta.dtype, copy=False)})
             if factor is not None:
                 delta = delta @ layer["weights"].T
                 delta *= factor
         grads.reverse()
         if self.l2:
             for layer, grad in zip(layers, grads):
-                loss += 0.5 * self.l2 * float(xp.square(layer["weights"]).sum(dtype=xp.float64))
+                loss += 0.5 * self.l2 * sum_all(xp.square(layer["weights"]))
                 grad["weights"] += self.l2 * layer["weights"]
         return loss, {"layers": grads}, {}
 

@@ -50,6 +50,8 @@ class Objective:
     metrics: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
+    #: whether `value_and_grad` draws from the generator it is given; if not, blocks may be larger on a device
+    draws: bool = True
     #: whether `value_and_grad` is trusted not to write into the parameters; others get them read-only
     trusted: bool = False
 

@@ -10,8 +10,10 @@ import pyarrow as pa
 
 from ...errors import HeadwaterError, ParameterError
 from ..backend import Array, array_namespace, to_host
+from ..training.blocks import pass_over
 from ..training.program import Batch, DataInfo, Program, Settings, Shard, State
 from .direct import check_finite, on_host, refuse_optimizer, times, whole
+from .losses import sum_all, sum_rows
 from .objective import Objective
 
 #: a component whose variance is below this share of all variance has none: it is rounding
@@ -105,14 +107,14 @@ class Covariance:
         xp, d = array_namespace(), state["width"]
         total, products, weight = xp.zeros(d), xp.zeros((d, d)), xp.zeros(1)
         mean = None if state["phase"] == "mean" else xp.asarray(state["mean"])
-        for batch in shard.blocks():
+        for batch in pass_over(shard, 3 * d):
             x, by_row = batch["x"].astype(xp.float64), batch.get("weight")
             if mean is None:
-                weight += x.shape[0] if by_row is None else by_row.sum(dtype=xp.float64)
+                weight += x.shape[0] if by_row is None else sum_all(by_row)
             else:
                 x -= mean
                 products += times(x, by_row).T @ x
-            total += times(x, by_row).sum(axis=0)
+            total += sum_rows(times(x, by_row))
         if mean is None:
             return {"total": to_host(total), "weight": to_host(weight)}
         return {"total": to_host(total), "products": to_host(products)}

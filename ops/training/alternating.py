@@ -10,7 +10,9 @@ import numpy as np
 
 from ...errors import HeadwaterError
 from ..backend import Array, array_namespace, to_host
+from ..device.row_segments import segment_rows
 from ..objectives.direct import on_host
+from ..objectives.losses import sum_all
 from .program import BLOCK_ROWS, Batch, DataInfo, Shard, State
 from .sampling import generator
 
@@ -109,7 +111,7 @@ class AlternatingLeastSquares:
                 least,
             )
             by_row = batch.get("weight")
-            weight += len(users) if by_row is None else float(by_row.sum(dtype="float64"))
+            weight += len(users) if by_row is None else sum_all(by_row)
         return {"slots": slots, "weight": np.array([weight])}
 
     def _after_count(self, state: State, sums: Mapping[str, np.ndarray]) -> State:
@@ -146,7 +148,7 @@ class AlternatingLeastSquares:
         loss = 0.0
         for batch in shard.blocks():
             users, items = batch[self.objective.user], batch[self.objective.item]
-            loss += float(self._loss(factors[0][users], factors[1][items], *self._targets(batch, xp), xp))
+            loss += self._loss(factors[0][users], factors[1][items], *self._targets(batch, xp), xp)
         return {"loss": np.array([loss])}
 
     def _equations(self, state: State, shard: Shard) -> dict[str, np.ndarray]:
@@ -173,7 +175,7 @@ class AlternatingLeastSquares:
             places, sums = _by_number(numbers - low, rows, xp)
             equations[places] += sums
             if side == "users" and state["iteration"]:
-                loss += float(self._loss(replaced[numbers], factor, wanted, weight, counted, xp))
+                loss += self._loss(replaced[numbers], factor, wanted, weight, counted, xp)
         return {"equations": to_host(equations), "loss": np.array([loss])}
 
     def _sorted(
@@ -228,11 +230,11 @@ class AlternatingLeastSquares:
 
     def _loss(
         self, own: Array, other: Array, wanted: Array, weight: Array, counted: Array, xp: ModuleType
-    ) -> Array:
+    ) -> float:
         """Return the rows' squared errors; for implicit ratings less what the sum over all pairs counts for them."""
         product = xp.einsum("ij,ij->i", own, other)
-        loss = (weight * (wanted - product) ** 2).sum()
-        return loss - (counted * product**2).sum() if self.objective.implicit else loss
+        loss = sum_all(weight * (wanted - product) ** 2)
+        return loss - sum_all(counted * product**2) if self.objective.implicit else loss
 
     def _figures(self, state: State, loss: float) -> dict[str, float]:
         if self.objective.implicit:  # all pairs, as if none had been rated
@@ -263,11 +265,7 @@ def _by_number(numbers: Array, rows: Array, xp: ModuleType) -> tuple[Array, Arra
     first = xp.ones(len(numbers), bool)
     first[1:] = numbers[1:] != numbers[:-1]
     starts = xp.flatnonzero(first)
-    if xp is np:
-        return numbers[starts], np.add.reduceat(rows, starts, axis=0)
-    total = xp.concatenate([xp.zeros((1, rows.shape[1])), xp.cumsum(rows, axis=0)])
-    ends = xp.concatenate([starts[1:], xp.asarray([len(numbers)])])
-    return numbers[starts], total[ends] - total[starts]
+    return numbers[starts], segment_rows(rows, starts, xp)
 
 
 def _in_order(held: list[list[Array]], xp: ModuleType) -> Iterator[tuple[Array, Array, list[Array]]]:

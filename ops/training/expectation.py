@@ -10,6 +10,8 @@ import numpy as np
 from ..backend import Array, array_namespace, to_host
 from ..objectives.direct import check_finite, on_host
 from ..objectives.kmeans import KMeans
+from ..objectives.losses import sum_all
+from .blocks import pass_over
 from .lloyd import Lloyd
 from .program import DataInfo, Shard, State
 
@@ -62,7 +64,7 @@ class ExpectationMaximization:
             densities = Densities(state["weights"], state["means"], state["covariances"])
         centers = xp.asarray(state["means"])
         norms = (centers * centers).sum(axis=1)[:, None]
-        for batch in shard.blocks():
+        for batch in pass_over(shard, k + 4 * (d + 1)):
             x = batch["x"].astype(xp.float64)
             x -= mean
             if hard:
@@ -74,7 +76,7 @@ class ExpectationMaximization:
                 share -= each
                 xp.exp(share, out=share)
                 by_row = batch.get("weight")
-                likelihood += (each if by_row is None else each * by_row).sum()
+                likelihood += sum_all(each if by_row is None else each * by_row)
             if batch.get("weight") is not None:
                 share *= batch["weight"]
             moments += _moments(x, share, full)

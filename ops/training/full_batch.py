@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from ...errors import HeadwaterError, ParameterError
 from ..backend import Array, array_namespace, to_host
 from ..objectives.direct import on_host
 from ..objectives.objective import Objective
-from .program import DataInfo, Shard, State, Tree
+from .blocks import pass_over
+from .program import Batch, DataInfo, Shard, State, Tree
 from .row_means import Means, add_loss, add_value_and_grad, first_parameters
 from .tree import TreeSpec, load_spec, pack, spec_of, unpack
 
@@ -74,7 +75,7 @@ class FullBatch:
         totals, rng = self._zeros(), shard.rng(_LOSS)
         grad = xp.zeros(spec.size)
         curvature = xp.zeros((spec.size, spec.size)) if hessian else None
-        for number, batch in enumerate(shard.blocks()):
+        for number, batch in enumerate(self._blocks(shard, spec)):
             found = add_value_and_grad(Means(params, self.smooth, shard.index, number), batch, rng, totals)
             if found is None:
                 continue
@@ -86,7 +87,7 @@ class FullBatch:
         if curvature is not None:
             sums["hessian"] = curvature
         if state["validated"]:
-            sums["validation"] = self._validate(params, shard)
+            sums["validation"] = self._validate(params, shard, spec)
         return sums
 
     def means(self, state: State, sums: Mapping[str, Array]) -> dict[str, np.ndarray]:
@@ -124,13 +125,17 @@ class FullBatch:
                 penalty[where] = 0.0
         return penalty
 
-    def _validate(self, params: Tree, shard: Shard) -> np.ndarray:
+    def _validate(self, params: Tree, shard: Shard, spec: TreeSpec) -> np.ndarray:
         totals = self._zeros()
         if shard.validation is not None:
             rng = shard.rng(_LOSS)
-            for number, batch in enumerate(shard.validation.blocks()):
+            for number, batch in enumerate(self._blocks(shard.validation, spec)):
                 add_loss(Means(params, self.objective, shard.index, number), batch, rng, totals)
         return totals[1::-1].copy()
+
+    def _blocks(self, shard: Shard, spec: TreeSpec) -> Iterator[Batch]:
+        """A shard's rows; in larger blocks on a device, unless what an objective draws depends on the cuts."""
+        return shard.blocks() if getattr(self.objective, "draws", True) else pass_over(shard, spec.size)
 
     def _zeros(self) -> np.ndarray:
         return np.zeros(2 + len(self.objective.metrics))

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..backend import Array, array_namespace, to_host
+from ..device.assignment import CenterSums, fits
 from ..objectives.direct import check_finite, on_host, put_rows, times
+from ..objectives.losses import sum_all, sum_rows
+from .blocks import pass_over
 from .program import BLOCK_ROWS, Batch, DataInfo, Shard, State
 from .sampling import generator
 
@@ -109,12 +112,12 @@ class Lloyd:
         xp, d = array_namespace(), state["width"]
         total, squares, weight = xp.zeros(d), xp.zeros(d), xp.zeros(1)
         rows, first = np.zeros((len(state["drawn"]), d)), shard.first_row
-        for batch in shard.blocks():
+        for batch in pass_over(shard, 2 * d):
             x = batch["x"].astype(xp.float64)
             by_weight = times(x, batch.get("weight"))
-            total += by_weight.sum(axis=0)
-            squares += xp.einsum("ij,ij->j", by_weight, x)
-            weight += x.shape[0] if batch.get("weight") is None else batch["weight"].sum(dtype=xp.float64)
+            total += sum_rows(by_weight)
+            squares += xp.einsum("ij,ij->j", by_weight, x) if xp is np else sum_rows(by_weight * x)
+            weight += x.shape[0] if batch.get("weight") is None else sum_all(batch["weight"])
             put_rows(rows, state["drawn"], first, x)
             first += x.shape[0]
         sums = {"total": to_host(total), "squares": to_host(squares), "weight": to_host(weight)}
@@ -127,7 +130,7 @@ class Lloyd:
         rng = shard.rng(_SAMPLE, state["step"])
         keys, rows, cost = np.full(many, np.inf), np.zeros((many, state["width"])), 0.0
         scored = _Scored(state, state["candidates"], xp)
-        for batch in shard.blocks():
+        for batch in pass_over(shard, state["width"] + len(scored.weights)):
             x, distance, _ = scored.distances(batch["x"])
             if batch.get("weight") is not None:
                 distance = distance * batch["weight"]
@@ -148,12 +151,17 @@ class Lloyd:
         return {"slots": slots, "cost": np.array([cost])}
 
     def _assign(self, state: State, shard: Shard) -> dict[str, np.ndarray]:
-        xp = array_namespace()
+        xp, kind = array_namespace(), _kind(state)
         centers = state["candidates"] if state["phase"] == "weigh" else state["centers"]
+        if xp is not np and fits(*centers.shape):
+            nearest = CenterSums(centers, state["mean"], kind, xp)
+            for batch in pass_over(shard, state["width"]):
+                nearest.add(batch["x"], batch.get("weight"))
+            return {"sums": to_host(nearest.total())}
         sums = xp.zeros((len(centers), state["width"] + 1))
         if shard.rows:
             add = _adder(_Scored(state, centers, xp), xp)
-            for batch in shard.blocks():
+            for batch in pass_over(shard, state["width"] + len(centers)):
                 sums += add(batch)
         return {"sums": to_host(sums)}
 
@@ -161,7 +169,7 @@ class Lloyd:
         xp = array_namespace()
         slots, best = np.zeros((state["shards"], state["width"] + 1)), 0.0
         scored = _Scored(state, state["centers"], xp)
-        for batch in shard.blocks():
+        for batch in pass_over(shard, state["width"] + len(scored.weights)):
             x, _, nearest = scored.distances(batch["x"])
             apart = x - scored.centers[nearest]
             distance = xp.einsum("ij,ij->i", apart, apart)
@@ -258,7 +266,7 @@ class _Scored:
     """
 
     def __init__(self, state: State, centers: np.ndarray, xp: ModuleType):
-        self.kind = np.dtype(state["dtype"]) if np.dtype(state["dtype"]).kind == "f" else np.dtype(np.float64)
+        self.kind = _kind(state)
         self.xp, self.width = xp, state["width"]
         self.mean = xp.asarray(state["mean"], dtype=self.kind)
         self.centers = xp.asarray(centers, dtype=self.kind)
@@ -283,6 +291,12 @@ class _Scored:
         shifted = room[:, :-1]
         least = scores[self.xp.arange(len(nearest)), nearest] + self.xp.einsum("ij,ij->i", shifted, shifted)
         return shifted, self.xp.maximum(least, 0), nearest
+
+
+def _kind(state: State) -> np.dtype:
+    """The type that distances are computed in."""
+    kind = np.dtype(state["dtype"])
+    return kind if kind.kind == "f" else np.dtype(np.float64)
 
 
 def _adder(scored: _Scored, xp: ModuleType) -> Callable[[Batch], Array]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import HeadwaterError, ParameterError, TypeMismatchError, UserFunctionError, did_you_mean
-from ..backend import Array, array_namespace
+from ..backend import Array
+from ..objectives.losses import sum_all
 from ..objectives.objective import Objective
 from ..user_functions import own_traceback
 from .program import Batch, DataInfo, Tree
@@ -42,7 +43,7 @@ def weight_of(batch: Batch) -> float:
     weight = batch.get("weight")
     if weight is None:
         return float(len(next(iter(batch.values()))))
-    total = float(weight.sum(dtype=array_namespace().float64))
+    total = sum_all(weight)
     if not total >= 0 or (len(weight) and float(weight.min()) < 0):
         raise ParameterError(
             f"a weight is negative or NaN (a batch's smallest is {float(weight.min()):g}). Weights are 0 or more."

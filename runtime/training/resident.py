@@ -35,11 +35,17 @@ class ResidentRows:
         with self._lock:
             if self._there is None and not self._refused:
                 size = sum(array.nbytes for array in self._host.values())
-                free, _ = xp.cuda.runtime.memGetInfo()
-                self._refused = size > SHARE * free
+                self._refused = size > SHARE * _free(xp)
                 if not self._refused:
                     try:
                         self._there = to_device(self._host, xp)
                     except xp.cuda.memory.OutOfMemoryError:
                         self._refused = True
             return self._there
+
+
+def _free(xp: ModuleType) -> int:
+    """Bytes of the device that nobody uses; what CuPy's pool holds for later is among them."""
+    free, _ = xp.cuda.runtime.memGetInfo()
+    pool = getattr(xp, "get_default_memory_pool", None)
+    return int(free) + (0 if pool is None else int(pool().free_bytes()))
