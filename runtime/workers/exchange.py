@@ -28,6 +28,8 @@ from .recut import MORSEL_BYTES, bytes_between, joined, recut, rows_only
 
 #: least memory, in bytes, that is worth sorting at once
 _LEAST_CHUNK = 1 << 20
+#: rows of a block that are digested at once, if segments have fewer
+_SHOWN_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,7 @@ def _shown(
         yield segment, table
         held.append(table)
         rows += table.num_rows
-        if rows >= MORSEL_ROWS:
+        if rows >= _SHOWN_ROWS:
             passing(joined(held, schema))
             held, rows = [], 0
     if held:
