@@ -66,3 +66,14 @@ def test_tables_without_columns(xp):
     assert (
         compact_table(DeviceTable((), pa.schema([]), 4), xp.asarray([True, False, True, True]), xp).rows == 3
     )
+
+
+@pytest.mark.gpu
+def test_more_rows_than_an_int_counts(xp):
+    rows = 2**31 + 4099
+    values = (xp.arange(rows, dtype=xp.int64) % 251).astype(xp.uint8)
+    keep = values % 2 == 0
+    (kept,) = compact([values], keep, xp)
+    assert int(kept.shape[0]) == int(keep.sum())
+    tail = values[-5000:]
+    assert (kept[-2000:] == tail[tail % 2 == 0][-2000:]).all()

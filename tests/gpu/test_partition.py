@@ -6,6 +6,7 @@ import pytest
 
 from headwater.errors import PlanError
 from headwater.ops.backend import use_backend
+from headwater.ops.device.column import DeviceColumn
 from headwater.ops.device.partition import (
     MOST,
     TILE,
@@ -128,3 +129,15 @@ def test_the_step_counts_rows_over_the_stream(backend, xp):
     assert found.num_rows == 3000
     assert found.offsets[-1] == 3000
     assert context.metrics["to_host_bytes"] > 0
+
+
+@pytest.mark.gpu
+def test_more_rows_than_an_int_counts(xp):
+    rows, count = 2**31 + 4099, 5
+    values = (xp.arange(rows, dtype=xp.int64) % 250).astype(xp.uint8)
+    table = DeviceTable((DeviceColumn(pa.uint8(), values),), pa.schema([("x", pa.uint8())]), rows)
+    found, offsets = partition_by(table, values % count, count, xp)
+    assert offsets[-1] == rows
+    for segment in range(count):
+        part = found.column("x").values[int(offsets[segment]) : int(offsets[segment + 1])]
+        assert (part == (segment + count * (xp.arange(len(part)) % (250 // count))).astype(xp.uint8)).all()
