@@ -32,6 +32,8 @@ from .table import DeviceTable, to_arrow
 
 #: rows that a thread takes
 EACH = 4
+#: results of one kernel, and pointers and numbers that it takes, of 8 bytes each in 4096
+_RESULTS, _MOST = 64, 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ class FusedPlan:
         return [name for name in self.schema.names if name in read]
 
     def code(self, nullable: frozenset[str] = frozenset()) -> str:
-        """The source of the kernel where these columns come with a validity."""
+        """The source of the kernel where these columns come with a validity; of up to 64 results."""
         return self._program(nullable).code
 
     def run(self, table: DeviceTable, xp: ModuleType, tables: Tables | None = None) -> list[DeviceColumn]:
@@ -79,9 +81,11 @@ class FusedPlan:
             return self._on_host(table)
         if not self.exprs and not self.checks:
             return []
+        tables = (tables or Tables(xp)).bind(table)
+        if len(self.exprs) > _RESULTS:
+            return [column for part in self._parts() for column in part.run(table, xp, tables)]
         nullable = frozenset(name for name in self.columns if table.column(name).valid is not None)
         program = self._program(nullable)
-        tables = (tables or Tables(xp)).bind(table)
         args: list[object] = [self._argument(argument, table, tables) for argument in program.arguments]
         results = []
         for type, term in zip(self.types, program.terms):
@@ -97,6 +101,15 @@ class FusedPlan:
         if failed is not None and int(failed[0]):
             self._raise(table)
         return results
+
+    def _parts(self) -> list[FusedPlan]:
+        """Plans of as many results as a kernel has; the first does the checks."""
+        cuts = range(0, max(1, len(self.exprs)), _RESULTS)
+        slices = [slice(start, start + _RESULTS) for start in cuts]
+        return [
+            FusedPlan(self.exprs[cut], self.schema, self.types[cut], () if cut.start else self.checks)
+            for cut in slices
+        ]
 
     def _program(self, nullable: frozenset[str]) -> Program:
         return _written(_Key(self), nullable)
@@ -186,6 +199,8 @@ def _written(key: _Key, nullable: frozenset[str]) -> Program:
         stores.append(f"n{at}[i] = {term.valid};")
     if emit.fails:
         declared.append("int *__restrict__ failed")
+    if len(declared) > _MOST:
+        raise Refused("it takes more columns and constants than a kernel can")
     body = "\n    ".join([*emit.lines, *stores])
     names = ", ".join(["i", *(text.split()[-1] for text in declared)])
     code = f"""{sources()["expressions"]}
@@ -232,7 +247,8 @@ def lower_expressions(
         folded = tuple(fold_constants(expr, schema) for expr in exprs)
         tested = tuple(fold_constants(check, schema) for check in checks)
         plan = FusedPlan(folded, schema, types, tested)
-        plan.code(frozenset(schema.names))
+        for part in plan._parts():
+            part.code(frozenset(schema.names))
     except (Refused, HeadwaterError) as error:
         return str(error)
     return plan

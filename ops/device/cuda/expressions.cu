@@ -142,10 +142,10 @@ __device__ __forceinline__ long long iso_week(long long days) {
     long long thursday = floor_divide(days + 3, 7LL) * 7;  // the Monday is 3 days earlier
     return (thursday - days_of(date_of(thursday).year, 1, 1)) / 7 + 1;
 }
-// The first day of the span of so many months, counted from January 1970, that a day lies in.
-__device__ __forceinline__ long long month_start(long long days, long long months) {
+// The first day of the span of so many months, counted from a year's January, that a day lies in.
+__device__ __forceinline__ long long month_start(long long days, long long months, long long origin) {
     date_parts parts = date_of(days);
-    long long first = floor_divide((parts.year - 1970) * 12 + parts.month - 1, months) * months;
+    long long first = floor_divide((parts.year - origin) * 12 + parts.month - 1, months) * months;
     long long year = floor_divide(first, 12LL);
-    return days_of(1970 + year, (int)(first - year * 12) + 1, 1);
+    return days_of(origin + year, (int)(first - year * 12) + 1, 1);
 }

@@ -83,9 +83,9 @@ def _clip(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) -> Ter
 @rule("hash_unit")
 def _hash_unit(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) -> Term:
     """The host's row hash, for columns of at most 64 bits; its steps are in ``lineage/hashing.py``."""
-    seed = int(hashing._start(dict(call.options).get("seed", 0)))
+    seed = int(hashing.start_state(dict(call.options).get("seed", 0)))
     state = f"{seed}ULL"
-    null = f"{int(hashing._NULL)}ULL"
+    null = f"{int(hashing.NULL_WORD)}ULL"
     for arg in args:
         t = pa.types
         refuse(t.is_string(arg.type), "texts beside other columns are hashed on the host")

@@ -143,7 +143,7 @@ def _call(emit: Emitter, part: Call, values: list[Term], type: pa.DataType) -> T
         value = convert(emit, values[0], aligned[0].type)
         return comparison.is_in(emit, value, aligned[1].values, type)
     if part.function in comparison.SIGNS and all(pa.types.is_integer(value.type) for value in values):
-        if aligned[0].type not in [value.type for value in values]:  # decimals, for all 64 bits of both
+        if pa.types.is_decimal(aligned[0].type):  # for all 64 bits of both
             return RULES[part.function](emit, part, [_constant(emit, value) for value in values], type)
     args = [
         emit.constant(stand_in) if isinstance(stand_in, pa.Scalar) else convert(emit, value, stand_in.type)

@@ -67,16 +67,15 @@ def _rounded_decimal(emit: Emitter, function: str, a: Term, type: pa.DataType, d
     }
     result = emit.let("long long", f"({text[function]}) * {unit}")
     limit = power_of_ten(type.precision)
-    return checked(emit, type, result, a.valid, f"{result} <= -{limit} || {result} >= {limit}", True)
+    # Arrow makes 0 of what has no room
+    return emit.strict(type, f"{result} <= -{limit} || {result} >= {limit} ? 0LL : {result}", [a])
 
 
 @rule("sign")
 def _sign(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) -> Term:
     a = args[0]
     ctype = c_type(type)
-    if pa.types.is_decimal(type):
-        one = power_of_ten(type.scale)
-        return emit.strict(type, f"({a.value} > 0 ? {one} : 0LL) - ({a.value} < 0 ? {one} : 0LL)", args)
+    refuse(pa.types.is_decimal(type), "the sign of decimals is found on the host")
     positive = f"({ctype})({a.value} > 0)"
     if pa.types.is_integer(type) and not is_signed(type):
         return emit.strict(type, positive, args)

@@ -90,7 +90,8 @@ def _truncate(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) ->
         days = _days(emit, a)
         months = {"year": 12, "quarter": 3, "month": 1}.get(unit)
         if months:
-            start = f"month_start({days}, {_long(multiple * months)})"
+            origin = 0 if unit == "year" else 1970
+            start = f"month_start({days}, {_long(multiple * months)}, {_long(origin)})"
         elif unit == "week":
             start = f"floor_divide({days} + 3, {_long(7 * multiple)}) * {_long(7 * multiple)} - 3"
         else:
