@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import re
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,8 @@ _SCALARS = {
         "float64": "c_double",
     }.items()
 }
+#: a device's threads are fibers of the one thread that launches
+_alone = threading.Lock()
 
 
 class Library:
@@ -56,7 +60,7 @@ class Library:
         )
         macros = [option[2:].partition("=") for option in options if option.startswith("-D")]
         defines = "\n".join(f"#define {name} {value if given else 1}" for name, given, value in macros)
-        self._library = ctypes.CDLL(str(_build(f'#include "{HEADER}"\n{defines}\n{code}\n{launchers}')))
+        self._library = ctypes.CDLL(str(_build(f'#include "{_header()}"\n{defines}\n{code}\n{launchers}')))
 
     def launch(self, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: list[object]) -> None:
         """Run a kernel: arrays as pointers, NumPy scalars as their own type."""
@@ -68,7 +72,8 @@ class Library:
             self._convert(name, parameter, arg) for parameter, arg in zip(self.signatures[name], args)
         ]
         function.restype = None
-        function(shape, *converted)
+        with _alone:
+            function(shape, *converted)
 
     def _convert(self, name: str, parameter: str, arg: object) -> object:
         if isinstance(arg, np.ndarray) and arg.ndim:
@@ -99,26 +104,50 @@ def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return full[:3]  # type: ignore[return-value]
 
 
-def _build(code: str) -> Path:
-    key = hashlib.sha256((code + HEADER.read_text()).encode()).hexdigest()[:24]
+def _folder() -> Path:
     folder = Path(os.environ.get("TMPDIR", tempfile.gettempdir())) / f"headwater-emulation-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+@functools.cache
+def _header() -> Path:
+    """The header in the folder of what is built, with its precompiled form beside it; that halves a build's time."""
+    text = HEADER.read_text()
+    header = _folder() / f"emulator-{hashlib.sha256(text.encode()).hexdigest()[:24]}.h"
+    compiled = header.with_suffix(".h.gch")
+    if not compiled.exists():
+        part = _folder() / f"emulator-{os.getpid()}"
+        part.write_text(text)
+        part.rename(header)
+        subprocess.run(
+            ["g++", *_FLAGS, "-x", "c++-header", "-o", str(part), str(header)], capture_output=True, check=True
+        )
+        part.rename(compiled)
+    return header
+
+
+_FLAGS = [
+    "-O1",
+    "-g",
+    "-std=c++17",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-w",
+    "-U_FORTIFY_SOURCE",
+]
+
+
+def _build(code: str) -> Path:
+    key = hashlib.sha256((code + HEADER.read_text()).encode()).hexdigest()[:24]
+    folder = _folder()
     built = folder / f"{key}.so"
     if not built.exists():
         source, output = folder / f"{key}-{os.getpid()}.cpp", folder / f"{key}-{os.getpid()}.so"
         source.write_text(code)
-        flags = [
-            "-O1",
-            "-g",
-            "-std=c++17",
-            "-fPIC",
-            "-shared",
-            "-ffp-contract=off",
-            "-fno-strict-aliasing",
-            "-w",
-        ]
         done = subprocess.run(
-            ["g++", *flags, "-U_FORTIFY_SOURCE", "-o", str(output), str(source)],
+            ["g++", *_FLAGS, "-shared", "-o", str(output), str(source)],
             capture_output=True,
             text=True,
         )
