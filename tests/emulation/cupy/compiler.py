@@ -34,6 +34,16 @@ _SCALARS = {
         "float64": "c_double",
     }.items()
 }
+_FLAGS = [
+    "-O1",
+    "-g",
+    "-std=c++17",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-w",
+    "-U_FORTIFY_SOURCE",
+]
 #: a device's threads are fibers of the one thread that launches
 _alone = threading.Lock()
 
@@ -117,26 +127,16 @@ def _header() -> Path:
     header = _folder() / f"emulator-{hashlib.sha256(text.encode()).hexdigest()[:24]}.h"
     compiled = header.with_suffix(".h.gch")
     if not compiled.exists():
-        part = _folder() / f"emulator-{os.getpid()}"
+        part = _folder() / f"emulator-{os.getpid()}-{threading.get_ident()}"
         part.write_text(text)
         part.rename(header)
         subprocess.run(
-            ["g++", *_FLAGS, "-x", "c++-header", "-o", str(part), str(header)], capture_output=True, check=True
+            ["g++", *_FLAGS, "-x", "c++-header", "-o", str(part), str(header)],
+            capture_output=True,
+            check=True,
         )
         part.rename(compiled)
     return header
-
-
-_FLAGS = [
-    "-O1",
-    "-g",
-    "-std=c++17",
-    "-fPIC",
-    "-ffp-contract=off",
-    "-fno-strict-aliasing",
-    "-w",
-    "-U_FORTIFY_SOURCE",
-]
 
 
 def _build(code: str) -> Path:
