@@ -15,6 +15,7 @@ import pyarrow as pa
 from ..lineage.keys import lineage_key
 from ..ops.device import lowerings as lowerings
 from ..ops.device.operators import DeviceKernel, device_kernel
+from ..ops.device.partition import DevicePartition, refusal
 from ..ops.device.transfer import ToDevice, ToHost, crosses
 from ..ops.kernel import Kernel
 from ..ops.training.predict import Predict
@@ -109,10 +110,22 @@ class _Placer:
                 self.note(True, "a model's predictions")
                 return replace(stage, device="gpu", label=f"{stage.label} [gpu]")
             return stage
+        host = self.partitioned(host)
         names = [kernel.label for kernel in all_kernels(host.operator) if isinstance(kernel, DeviceKernel)]
         self.note(True, ", ".join(name for name in names if name != "to device"))
         label = f"{stage.label} [gpu]"
         return replace(stage, operator=host.operator, device="gpu", label=label, transfer=host.transfer)
+
+    def partitioned(self, way: Way) -> Way:
+        """Let rows that come from a device be cut for the exchange there; a sample is drawn of rows in order."""
+        stage, top = self.stage, way.operator
+        crosses_last = isinstance(top, Step) and isinstance(top.kernel, ToHost)
+        if not crosses_last or stage.exchange is None or stage.exchange.count == 1 or stage.sample:
+            return way
+        partitioner = stage.exchange.partitioner
+        if refusal(partitioner) is not None:
+            return way
+        return replace(way, operator=replace(top, kernel=DevicePartition(partitioner)))
 
     def train(self, step: Step) -> Stage:
         """Train on devices what is large enough; rows and states go there as the gang reads them."""

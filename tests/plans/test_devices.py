@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from headwater.errors import ParameterError
 from headwater.ops.device import operators
 from headwater.ops.device.operators import DeviceKernel, lowers
+from headwater.ops.device.partition import DevicePartition
 from headwater.ops.device.transfer import ToDevice, ToHost
 from headwater.ops.kernel import Kernel
+from headwater.ops.partitioner import HashPartitioner, RoundRobinPartitioner
+from headwater.ops.sort import SortKey
 from headwater.planner.device_costs import DeviceCosts
 from headwater.planner.devices import place_on_devices
 from headwater.planner.explain import physical_lines
@@ -24,6 +27,7 @@ from headwater.planner.plan import (
     BlockLeaf,
     BroadcastLeaf,
     Estimate,
+    Exchange,
     Operator,
     PhysicalPlan,
     Stage,
@@ -174,6 +178,18 @@ def test_keys_of_what_a_device_made_are_their_own():
     changed = [a.key != b.key for a, b in zip(before.stages, once.stages)]
     assert changed == [False, True, True]  # the stage, and who reads it
     assert [stage.key for stage in once.stages] == [stage.key for stage in again.stages]
+
+
+@pytest.mark.parametrize("partitioner", [HashPartitioner(("x",), 4), RoundRobinPartitioner(3)])
+def test_rows_that_come_from_a_device_are_cut_there_for_an_exchange(partitioner):
+    plan = plan_of(chain(Both(1)))
+    stage = replace(plan.stages[1], exchange=Exchange(partitioner))
+    plan = replace(plan, stages=(plan.stages[0], stage, plan.stages[2]))
+    made = place_on_devices(plan, PlanOptions(device="gpu", device_costs=COSTS)).stages[1].operator
+    assert made.kernel == DevicePartition(partitioner)
+    sampled = replace(plan, stages=(plan.stages[0], replace(stage, sample=(SortKey("x"),)), plan.stages[2]))
+    made = place_on_devices(sampled, PlanOptions(device="gpu", device_costs=COSTS)).stages[1].operator
+    assert made.kernel == ToHost()
 
 
 def test_unknown_devices_are_refused():
