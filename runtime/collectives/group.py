@@ -102,7 +102,10 @@ class Group:
         layout: the range of indices of each rank.
         notes: of the last operation, by rank.
         timeout: seconds that an operation may take, where it isn't told otherwise.
+        on_device: whether arrays are a device's.
     """
+
+    on_device = False
 
     def __init__(self, mesh: Mesh, places: Layout, rooms: Rooms, generation: int, timeout: float):
         self.rank, self.size, self.generation = mesh.rank, places.size, generation
@@ -290,6 +293,39 @@ class Group:
         with self._operation(timeout) as deadline:
             self._hello(zlib.crc32(b"barrier"), note, deadline)
             return self.notes
+
+    @contextmanager
+    def together(
+        self, what: str, shape: Shape | None = None, note: bytes = b"", *, timeout: float | None = None
+    ) -> Iterator[float]:
+        """Begin an operation whose data goes another way than this group's; what fails in it ends the group.
+
+        Args:
+            what: names the operation.
+            shape: of what it is about.
+            note, timeout: see the class.
+
+        Yields:
+            When it must be over, in ``time.monotonic()``; all members are in it by then.
+        """
+        with self._operation(timeout) as deadline:
+            digest = zlib.crc32(what.encode()) if shape is None else shape.digest(what)
+            self._hello(digest, note, deadline)
+            yield deadline
+
+    def look(self) -> None:
+        """See, in an operation of `together`, whether all members are still there, without waiting.
+
+        Raises:
+            PeerLostError: a member is gone.
+            GroupBrokenError: the group was abandoned.
+        """
+        self._mesh.look()
+
+    @property
+    def secured(self) -> bool:
+        """Whether some connections are encrypted."""
+        return any(channel.secure for channel in self._mesh.channels.values())
 
     def abandon(self, why: str = "") -> None:
         """End the group from any thread: operations of all members fail at once with `GroupBrokenError`.

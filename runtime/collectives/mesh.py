@@ -121,6 +121,22 @@ class Mesh:
                     elif event & ~(_IN | _OUT):
                         self._left(channel)
 
+    def look(self) -> None:
+        """See, between rounds and without waiting, whether the group still stands. For an operation in progress.
+
+        Raises:
+            PeerLostError: a member is gone.
+            GroupBrokenError: the group was abandoned, here or by another member.
+        """
+        for rank in self.channels:
+            self._listen(rank, set(), set())
+        for file, event in self._poll.poll(0):
+            if file not in self._by_file:
+                self._check()
+            elif event & ~(_IN | _OUT):
+                with self._naming(channel := self._by_file[file]):
+                    self._left(channel)
+
     def abandon(self, why: str) -> None:
         """End the group, from any thread: the round in progress here and at all others fails at once."""
         self._abandoned = why

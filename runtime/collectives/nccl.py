@@ -1,59 +1,154 @@
 """The same sums between GPUs: partial sums go by chunks over NCCL, and are added in the order of the fixed tree.
 
-NCCL's own all-reduce adds in an order that depends on how many take part, so it only moves bytes here. Written against
-CuPy's documented interface (``cupy.cuda.nccl``) and not yet run on GPUs; tests replace the transfers.
+NCCL's own all-reduce adds in an order that depends on how many take part, so it only moves bytes here. What is added is
+added by a kernel that knows the order. A member reads and writes what a reduce-scatter and an all-gather must: of n
+bytes, with p members, it sends and receives 2 n (p - 1) / p. Nothing crosses to the host but words of a few bytes.
 """
 
 from __future__ import annotations
 
 import importlib
-import time
+import pickle
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from .errors import PeerTimeoutError
+from ...errors import ParameterError
+from .device_link import DeviceLink, Transfers
 from .group import Group
 from .layout import chunk_span
-from .tree import schedule
+from .plans import is_small
+from .shape import Shape, check_device_arrays, check_parts, shape_of
+from .tree import Span, schedule
 
-_POLL_SECONDS = 50e-6
+#: adds vectors in the order of a schedule's steps
+Adder = Callable[[Sequence[tuple[int, int, int]], Sequence[Any], ModuleType], Any]
+#: seconds to wait for the others before a communicator is let go
+_CLOSE_SECONDS = 2.0
 
 
 class NcclGroup:
-    """A group whose arrays live on GPUs, one for each member.
+    """A group whose arrays live on GPUs, one for each member; a `Group` carries words, and tells who is lost.
+
+    Operations are as `Group`'s, on 1-d arrays of the device. Results are new arrays; ``out`` and ``borrow`` are taken
+    for the sake of those who don't know which kind of group they have, and change nothing.
 
     Args:
-        group: of the same members. It carries notes, and ends the members' operations when one of them is lost.
+        group: of the same members; it is closed, and abandoned, with this one.
+        xp: CuPy.
+        add: adds vectors in a given order.
+        timeout: seconds to open connections in.
 
-    Attributes:
-        notes: of the last operation, by rank.
+    Raises:
+        LinkError: NCCL can't do it. The group is then broken.
+        GroupBrokenError: a member is lost.
     """
 
-    def __init__(self, group: Group):
-        self.group = group
-        self.notes: list[bytes] = []
-        self._xp = importlib.import_module("cupy")
-        self._nccl = importlib.import_module("cupy.cuda.nccl")
-        mine = [np.array(self._nccl.get_unique_id(), np.int64)] if group.rank == 0 else None
-        name = tuple(int(part) for part in group.broadcast(mine, 0)[0])
-        self._comm = self._nccl.NcclCommunicator(group.size, name, group.rank)
+    on_device = True
+
+    def __init__(self, group: Group, xp: ModuleType, add: Adder, timeout: float = 30.0):
+        self.group, self._xp, self._add = group, xp, add
+        self._link: DeviceLink | None = None
+        if group.size == 1:  # there is nobody to send to
+            return
+        nccl: Any = importlib.import_module("cupy.cuda.nccl")
+        mine = pickle.dumps(nccl.get_unique_id()) if group.rank == 0 else b""
+        (packed,) = group.broadcast([np.frombuffer(mine, np.uint8)], 0, timeout=timeout)
+        name = pickle.loads(packed.tobytes())
+        with group.together("nccl", timeout=timeout) as deadline:
+            self._link = DeviceLink(xp, nccl, group.size, group.rank, name, group.look, deadline)
+
+    # -- as the group -----------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """Of this member."""
+        return self.group.rank
+
+    @property
+    def size(self) -> int:
+        """How many members there are."""
+        return self.group.size
+
+    @property
+    def generation(self) -> int:
+        """Of the constellation."""
+        return self.group.generation
+
+    @property
+    def layout(self) -> tuple[Span, ...]:
+        """The range of indices of each rank."""
+        return self.group.layout
+
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """The ranks that the operation in progress waits for at this moment."""
+        return self.group.waiting
+
+    @property
+    def notes(self) -> list[bytes]:
+        """Of the last operation, by rank."""
+        return self.group.notes
+
+    def chunk(self, length: int, rank: int | None = None) -> slice:
+        """Return the part of a vector that a member owns."""
+        return self.group.chunk(length, rank)
+
+    def barrier(self, note: bytes = b"", *, timeout: float | None = None) -> list[bytes]:
+        """Wait until all members are here."""
+        return self.group.barrier(note, timeout=timeout)
+
+    def broadcast(
+        self,
+        arrays: Sequence[np.ndarray] | None,
+        root: int,
+        note: bytes = b"",
+        *,
+        timeout: float | None = None,
+    ) -> list[np.ndarray]:
+        """Give everyone the arrays of one member; NumPy's, as they are rare and travel as words do."""
+        return self.group.broadcast(arrays, root, note, timeout=timeout)
+
+    def all_to_all(
+        self, payloads: Sequence[bytes], note: bytes = b"", *, timeout: float | None = None
+    ) -> list[bytes]:
+        """Send some bytes to each member, and get some of each."""
+        return self.group.all_to_all(payloads, note, timeout=timeout)
+
+    # -- on the device -----------------------------------------------------------------------------
 
     def all_reduce(
-        self, parts: Mapping[int, Sequence[Any]], note: bytes = b"", *, timeout: float | None = None
+        self,
+        parts: Mapping[int, Sequence[Any]],
+        note: bytes = b"",
+        *,
+        out: Any = None,
+        borrow: bool = False,
+        timeout: float | None = None,
     ) -> tuple[list[Any], list[bytes]]:
-        """Add up as `Group.all_reduce` does, on 1-d CuPy arrays."""
-        deadline = self._begin(note, timeout)
-        chunks = self._reduce(parts, deadline)
-        lengths = [len(array) for array in next(iter(parts.values()))]
-        return self._gather(chunks, lengths, deadline), self.notes
+        """Add up the parts of all indices, in the order of the fixed tree. Everyone gets the sums."""
+        shape = self._shape(parts, "all_reduce")
+        with self.group.together("all_reduce", shape, note, timeout=timeout) as deadline:
+            if is_small(self.group.places, shape):
+                return self._sum_everywhere(parts, deadline), self.notes
+            chunks = self._reduce(parts, shape, deadline)
+            return self._gather(chunks, shape.lengths, deadline), self.notes
 
     def reduce_scatter(
-        self, parts: Mapping[int, Sequence[Any]], note: bytes = b"", *, timeout: float | None = None
+        self,
+        parts: Mapping[int, Sequence[Any]],
+        note: bytes = b"",
+        *,
+        out: Any = None,
+        borrow: bool = False,
+        timeout: float | None = None,
     ) -> list[Any]:
         """Add up, and return this member's chunk of each sum."""
-        return self._reduce(parts, self._begin(note, timeout))
+        shape = self._shape(parts, "reduce_scatter")
+        with self.group.together("reduce_scatter", shape, note, timeout=timeout) as deadline:
+            return self._reduce(parts, shape, deadline)
 
     def all_gather(
         self,
@@ -61,102 +156,116 @@ class NcclGroup:
         lengths: Sequence[int],
         note: bytes = b"",
         *,
+        out: Any = None,
+        borrow: bool = False,
         timeout: float | None = None,
     ) -> list[Any]:
         """Put vectors together of which each member has its chunk."""
-        return self._gather(chunks, lengths, self._begin(note, timeout))
+        got = [len(chunk) for chunk in chunks]
+        due = [(part := self.chunk(length)).stop - part.start for length in lengths]
+        if got != due:
+            raise ParameterError(
+                f"all_gather: rank {self.rank} owns chunks of {due} elements, and gave {got}"
+            )
+        shape = shape_of(tuple(lengths), tuple(np.dtype(chunk.dtype).str for chunk in chunks))
+        with self.group.together("all_gather", shape, note, timeout=timeout) as deadline:
+            return self._gather(chunks, lengths, deadline)
+
+    def abandon(self, why: str = "") -> None:
+        """End the group from any thread; whoever waits for the device notices within milliseconds."""
+        self.group.abandon(why)
 
     def close(self) -> None:
-        """Free the communicator. The group stays."""
-        self._comm.destroy()
+        """Leave the group, after the last operation."""
+        if self._link is not None:
+            try:
+                self.group.barrier(timeout=_CLOSE_SECONDS)  # nobody may still be receiving
+            except Exception:
+                self._link.abort()
+            else:
+                self._link.close()
+        self.group.close()
 
-    def _begin(self, note: bytes, timeout: float | None) -> float:
-        seconds = self.group.timeout if timeout is None else timeout
-        self.notes = self.group.barrier(note, timeout=seconds)
-        return time.monotonic() + seconds
+    # -- inside ------------------------------------------------------------------------------------
 
-    def _reduce(self, parts: Mapping[int, Sequence[Any]], deadline: float) -> list[Any]:
-        group, places = self.group, self.group.places
-        own = [
-            self._add(span, {(i, i + 1): parts[i] for i in range(*span)})
-            for span in places.pieces[group.rank]
+    def _shape(self, parts: Mapping[int, Sequence[Any]], what: str) -> Shape:
+        """Check what a caller gave."""
+        return check_parts(dict(parts), *self.layout[self.rank], what, check_device_arrays)
+
+    def _own(self, parts: Mapping[int, Sequence[Any]]) -> list[list[Any]]:
+        """This member's partial sums: for each of its pieces, the arrays."""
+        pieces = self.group.places.pieces[self.rank]
+        return [
+            self._finish(span, {(index, index + 1): parts[index] for index in range(*span)})
+            for span in pieces
         ]
-        lengths = [len(array) for array in own[0]]
-        pieces: dict[Any, list[Any]] = {}
 
-        def move() -> None:
-            for rank in range(group.size):
-                for number, span in enumerate(places.pieces[rank]):
-                    pieces[span] = []
-                    for array, length in zip(own[0], lengths):
-                        mine = chunk_span(length, group.rank, group.size)
-                        room = self._xp.empty(mine.stop - mine.start, array.dtype)
-                        pieces[span].append(
-                            own[number][len(pieces[span])][mine] if rank == group.rank else room
-                        )
-                        if rank != group.rank:
-                            self._receive(room, rank)
-                if rank != group.rank:
-                    for arrays in own:
-                        for array, length in zip(arrays, lengths):
-                            self._send(array[chunk_span(length, rank, group.size)], rank)
+    def _sum_everywhere(self, parts: Mapping[int, Sequence[Any]], deadline: float) -> list[Any]:
+        """All partial sums to all members, who add them up for themselves: one exchange in place of two."""
+        places, own = self.group.places, self._own(parts)
+        pieces = dict(zip(places.pieces[self.rank], own))
+        receives: list[tuple[Any, int]] = []
+        for rank in self._others:
+            for span in places.pieces[rank]:
+                pieces[span] = [self._xp.empty(len(array), array.dtype) for array in own[0]]
+                receives += [(array, rank) for array in pieces[span]]
+        sends = [(array, rank) for rank in self._others for arrays in own for array in arrays]
+        self._exchange(sends, receives, deadline)
+        return self._finish((0, places.total), pieces, fresh=True)
 
-        self._together(move, deadline)
-        return self._add((0, places.total), pieces)
+    def _reduce(self, parts: Mapping[int, Sequence[Any]], shape: Shape, deadline: float) -> list[Any]:
+        """Partial sums of each chunk to its owner, who adds them up."""
+        places, own = self.group.places, self._own(parts)
+        cuts = [[chunk_span(n, rank, self.size) for n in shape.lengths] for rank in range(self.size)]
+        mine = cuts[self.rank]
+        pieces: dict[Span, list[Any]] = {
+            span: [array[cut] for array, cut in zip(arrays, mine)]
+            for span, arrays in zip(places.pieces[self.rank], own)
+        }
+        receives: list[tuple[Any, int]] = []
+        for rank in self._others:
+            for span in places.pieces[rank]:
+                pieces[span] = [
+                    self._xp.empty(cut.stop - cut.start, dtype) for cut, dtype in zip(mine, shape.dtypes)
+                ]
+                receives += [(array, rank) for array in pieces[span]]
+        sends = [
+            (array[cut], rank)
+            for rank in self._others
+            for arrays in own
+            for array, cut in zip(arrays, cuts[rank])
+        ]
+        self._exchange(sends, receives, deadline)
+        return self._finish((0, places.total), pieces, fresh=True)
 
     def _gather(self, chunks: Sequence[Any], lengths: Sequence[int], deadline: float) -> list[Any]:
-        group = self.group
-        whole = [self._xp.empty(length, chunk.dtype) for chunk, length in zip(chunks, lengths)]
-
-        def move() -> None:
-            for array, chunk in zip(whole, chunks):
-                for rank in range(group.size):
-                    part = array[chunk_span(len(array), rank, group.size)]
-                    if rank == group.rank:
-                        part[...] = chunk
-                    else:
-                        self._receive(part, rank)
-                        self._send(chunk, rank)
-
-        self._together(move, deadline)
+        whole, sends, receives = [], [], []
+        for chunk, length in zip(chunks, lengths):
+            array = self._xp.empty(length, chunk.dtype)
+            whole.append(array)
+            cuts = [chunk_span(length, rank, self.size) for rank in range(self.size)]
+            if self._link is not None and length and len({cut.stop - cut.start for cut in cuts}) == 1:
+                self._link.all_gather(self._xp.ascontiguousarray(chunk), array, self.group.look, deadline)
+                continue
+            array[cuts[self.rank]] = chunk
+            part = array[cuts[self.rank]]  # a view without gaps, whatever the chunk is
+            sends += [(part, rank) for rank in self._others]
+            receives += [(array[cuts[rank]], rank) for rank in self._others]
+        self._exchange(sends, receives, deadline)
         return whole
 
-    def _add(self, span: Any, pieces: Mapping[Any, Sequence[Any]]) -> list[Any]:
-        """Finish the tree over a range from arrays by range."""
+    def _finish(self, span: Span, pieces: Mapping[Span, Sequence[Any]], fresh: bool = False) -> list[Any]:
+        """Finish the tree over a range from arrays by range; ``fresh`` ones are none that a caller gave."""
         spans = tuple(sorted(pieces))
-        sums = []
-        for arrays in zip(*(pieces[part] for part in spans)):
-            places = dict(enumerate(arrays))
-            last = 0
-            for target, left, right in schedule(span, spans).steps:
-                places[last := target] = places[left] + places[right]
-            sums.append(places[last])
-        return sums
+        steps = schedule(span, spans).steps
+        sums = [self._add(steps, arrays, self._xp) for arrays in zip(*(pieces[part] for part in spans))]
+        return [array.copy() for array in sums] if fresh and not steps else sums
 
-    def _send(self, array: Any, rank: int) -> None:
-        if len(array):
-            stream = self._xp.cuda.get_current_stream().ptr
-            self._comm.send(array.data.ptr, array.nbytes, self._nccl.NCCL_UINT8, rank, stream)
+    @property
+    def _others(self) -> list[int]:
+        """The other ranks, from the next one round: so not all send to the same one at first."""
+        return [(self.rank + step) % self.size for step in range(1, self.size)]
 
-    def _receive(self, array: Any, rank: int) -> None:
-        if len(array):
-            stream = self._xp.cuda.get_current_stream().ptr
-            self._comm.recv(array.data.ptr, array.nbytes, self._nccl.NCCL_UINT8, rank, stream)
-
-    def _together(self, move: Callable[[], None], deadline: float) -> None:
-        """Queue transfers as one, and wait for them until the deadline; a lost peer would make them wait for ever."""
-        self._nccl.groupStart()
-        try:
-            move()
-        finally:
-            self._nccl.groupEnd()
-        done = self._xp.cuda.Event(disable_timing=True)
-        done.record()
-        while not done.done:
-            if time.monotonic() > deadline:
-                self._comm.abort()
-                others = set(range(self.group.size)) - {self.group.rank}
-                error = PeerTimeoutError("a transfer between GPUs didn't end before its deadline", others)
-                self.group.abandon(str(error))
-                raise error
-            time.sleep(_POLL_SECONDS)
+    def _exchange(self, sends: Transfers, receives: Transfers, deadline: float) -> None:
+        if self._link is not None:
+            self._link.exchange(sends, receives, self.group.look, deadline)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -72,8 +73,28 @@ def check_arrays(arrays: Sequence[np.ndarray], where: str) -> Shape:
     return shape_of(tuple(len(array) for array in arrays), tuple(array.dtype.str for array in arrays))
 
 
-def check_parts(parts: dict, start: int, stop: int, where: str) -> Shape:
-    """Return the shape of the parts that a member carries.
+def check_device_arrays(arrays: Sequence[Any], where: str) -> Shape:
+    """Return the shape of arrays of a device that a caller gave.
+
+    Raises:
+        ParameterError: one of them isn't a 1-d array of a device, of numbers.
+    """
+    for number, array in enumerate(arrays):
+        there = hasattr(array, "__cuda_array_interface__")
+        if not there or array.ndim != 1 or np.dtype(array.dtype).kind not in "biufc":
+            raise ParameterError(
+                f"{where}: array {number} is a {type(array).__name__} of shape {getattr(array, 'shape', None)}; 1-d "
+                "arrays of numbers on the device are needed"
+            )
+    return shape_of(
+        tuple(int(array.shape[0]) for array in arrays), tuple(np.dtype(array.dtype).str for array in arrays)
+    )
+
+
+def check_parts(
+    parts: dict, start: int, stop: int, where: str, check: Callable[[Any, str], Shape] = check_arrays
+) -> Shape:
+    """Return the shape of the parts that a member carries; ``check`` returns that of one part.
 
     Raises:
         ParameterError: parts are missing or too many, or differ in lengths or types.
@@ -82,8 +103,8 @@ def check_parts(parts: dict, start: int, stop: int, where: str) -> Shape:
         raise ParameterError(
             f"{where}: this member carries the indices {start} … {stop - 1}, and got parts for {sorted(parts)}"
         )
-    shape = check_arrays(parts[start], where)
+    shape = check(parts[start], where)
     for index in range(start + 1, stop):
-        if check_arrays(parts[index], where) is not shape:
+        if check(parts[index], where) is not shape:
             raise ParameterError(f"{where}: part {index} has other lengths or types than part {start}")
     return shape

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import queue
 import secrets
 import shutil
 import signal
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,8 +25,7 @@ import pytest
 from headwater.errors import HeadwaterError, ParameterError
 from headwater.runtime.collectives.endpoint import Endpoint
 from headwater.runtime.collectives.errors import GroupBrokenError, PeerLostError, PeerTimeoutError
-from headwater.runtime.collectives.group import Group, form
-from headwater.runtime.collectives.nccl import NcclGroup
+from headwater.runtime.collectives.group import form
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -599,49 +596,6 @@ def test_arrays_with_gaps_and_sums_over_their_own_parts(gang, nodes):
 
     gang.form(nodes, [(0, 1), (1, 2)])
     gang.call(add_odd_arrays)
-
-
-def test_sums_on_gpus_have_the_same_bytes(endpoints):
-    """NumPy stands for CuPy, and queues for NCCL's transfers."""
-    wires: defaultdict[tuple[int, int], queue.Queue] = defaultdict(queue.Queue)
-    ranges = [(0, 3), (3, 5), (5, 8)]
-
-    class Simulated(NcclGroup):
-        def __init__(self, group: Group):
-            self.group, self._xp, self.due = group, np, []
-
-        def _send(self, array: np.ndarray, rank: int) -> None:
-            wires[self.group.rank, rank].put(array.copy())
-
-        def _receive(self, array: np.ndarray, rank: int) -> None:
-            self.due.append((array, wires[rank, self.group.rank]))
-
-        def _together(self, move: Callable[[], None], deadline: float) -> None:
-            move()
-            for array, wire in self.due:
-                array[...] = wire.get(timeout=20.0)
-            self.due = []
-
-    def member(group: Group) -> None:
-        simulated = Simulated(group)
-        mine = {index: leaf(index, LARGE) for index in range(*group.layout[group.rank])}
-        sums, notes = simulated.all_reduce(mine, b"n")
-        own = simulated.reduce_scatter(mine)
-        got.append((sums, notes, simulated.all_gather(own, [length for length, _ in LARGE])))
-
-    got: list[Any] = []
-    groups = form_in_threads(endpoints, {rank: {"layout": ranges} for rank in range(3)})
-    threads = [threading.Thread(target=member, args=(group,)) for group in groups]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    close_all(groups)
-    assert len(got) == 3
-    for sums, notes, gathered in got:
-        assert same(sums, tree_sum(LARGE))
-        assert same(gathered, tree_sum(LARGE))
-        assert notes == [b"n"] * 3
 
 
 def test_closing_the_endpoint_ends_the_forming(endpoints):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+import weakref
 from typing import Any
 
+from . import nccl as nccl
 from . import runtime as runtime
+
+sys.modules[f"{__name__}.nccl"] = nccl
 
 MEMORY = 1 << 40
 
@@ -41,22 +47,32 @@ class Device:
         return self.id
 
 
+_numbers = itertools.count(1)
+#: by what stands for a pointer
+streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
+
+
 class Stream:
-    """A stream whose work is done at once."""
+    """A stream whose work is done at once, but for transfers between processes (see ``nccl``)."""
 
     null: Stream
 
     def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False):
-        self.ptr = 0
+        self.ptr = 0 if null else next(_numbers)
+        #: transfers that may not be over
+        self.under_way: list[Any] = []
+        streams[self.ptr] = self
 
     def synchronize(self) -> None:
-        pass
+        self.record().synchronize()
 
     def wait_event(self, event: Event) -> None:
-        pass
+        event.synchronize()
 
     def record(self, event: Event | None = None) -> Event:
-        return event or Event()
+        event = event or Event()
+        event.record(self)
+        return event
 
     def use(self) -> Stream:
         return self
@@ -68,20 +84,27 @@ class Stream:
         pass
 
 
-Stream.null = Stream()
+Stream.null = Stream(null=True)
 
 
 class Event:
-    """An event that has happened."""
+    """An event that has happened once the transfers before it are over."""
 
-    def __init__(self, **options: Any):
-        pass
+    def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False):
+        self._before: list[Any] = []
 
     def record(self, stream: Stream | None = None) -> None:
-        pass
+        stream = stream or Stream.null
+        stream.under_way = [transfer for transfer in stream.under_way if not transfer.over.is_set()]
+        self._before = list(stream.under_way)
+
+    @property
+    def done(self) -> bool:
+        return all(transfer.over.is_set() for transfer in self._before)
 
     def synchronize(self) -> None:
-        pass
+        for transfer in self._before:
+            transfer.over.wait()
 
 
 def get_current_stream(device_id: int = -1) -> Stream:
