@@ -26,7 +26,7 @@ from .column import DeviceColumn, physical_type
 from .fused.emitter import Argument, Emitter, Term
 from .fused.lowering import output
 from .fused.types import Refused, c_type
-from .fused.words import Tables, Words
+from .fused.words import Tables
 from .modules import THREADS, generated, launch, on_device, sources
 from .table import DeviceTable, to_arrow
 

@@ -10,7 +10,14 @@ from ...expressions.call import Call
 from .emitter import Emitter, Term, refuse, rule
 from .types import c_type
 
-SIGNS = {"equal": "==", "not_equal": "!=", "less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">="}
+SIGNS = {
+    "equal": "==",
+    "not_equal": "!=",
+    "less": "<",
+    "less_equal": "<=",
+    "greater": ">",
+    "greater_equal": ">=",
+}
 #: members of a list that are compared one by one
 _FEW = 8
 
@@ -30,7 +37,9 @@ def _compare(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) -> 
 def _and_or(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) -> Term:
     a, b = args
     if not pa.types.is_boolean(type):
-        return emit.strict(type, f"({c_type(type)})({a.value} {'&' if call.function == 'and' else '|'} {b.value})", args)
+        return emit.strict(
+            type, f"({c_type(type)})({a.value} {'&' if call.function == 'and' else '|'} {b.value})", args
+        )
     known = emit.every([a.valid, b.valid])
     if call.function == "and":
         decided = [emit.every([x.valid, emit.let("bool", f"!{x.value}")]) for x in args]

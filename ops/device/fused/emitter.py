@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ...expressions.expr import Expr
 from .types import Refused, c_name, c_type, dtype_of, integer, physical
-from .words import ColumnWords, ConstantWords, JointWords, Lookup, Ranks, Constants, Words
+from .words import ColumnWords, Constants, ConstantWords, JointWords, Lookup, Ranks, Words
 
 #: constants that are handed over rather than written into the text, at most
 _HANDED = 200
@@ -154,20 +154,17 @@ class Emitter:
         code = self.column(value.column)
         if value.expr.token == f"col({value.column!r})":
             return code
-        lookup = Lookup(value.column, value.expr, value.type)
-        ctype = c_type(value.type)
+        return self.looked_up(code, Lookup(ColumnWords(value.column), value.column, value.expr, value.type))
+
+    def looked_up(self, code: Term, lookup: Lookup) -> Term:
+        """Find what became of a string."""
+        ctype = c_type(lookup.type)
         place = code.value if code.valid == "true" else f"({code.valid} ? {code.value} : -1)"
         place = self.let("int", f"{place} + 1")
-        values = self.table((lookup, "values"), ctype)
-        valids = self.table((lookup, "valid"), "bool")
-        words = lookup if pa.types.is_string(value.type) else None
-        return Term(
-            value.type,
-            self.let(ctype, f"{values}[{place}]"),
-            self.let("bool", f"{valids}[{place}]"),
-            None,
-            words,
-        )
+        values, valids = self.table((lookup, "values"), ctype), self.table((lookup, "valid"), "bool")
+        words = lookup if pa.types.is_string(lookup.type) else None
+        valid = self.let("bool", f"{valids}[{place}]")
+        return Term(lookup.type, self.let(ctype, f"{values}[{place}]"), valid, None, words)
 
     def together(self, terms: list[Term]) -> list[Term]:
         """Give strings one dictionary in ascending order, so that their codes compare as they do."""

@@ -16,6 +16,7 @@ from . import comparison
 from .casts import convert
 from .emitter import RULES, Emitter, OfWords, Term
 from .types import Refused, c_type
+from .words import Lookup
 
 Lowered = Term | OfWords
 _NULLS = ("is_null", "is_not_null")
@@ -103,6 +104,8 @@ def _step(emit: Emitter, part: Expr, parts: list[Lowered]) -> Lowered:
     if column is not None:
         return OfWords(column, part, type)
     values = [emit.found(value) for value in parts]
+    if _of_one_text(part, values):
+        return _by_word(emit, part, values, type)
     if isinstance(part, Cast):
         return convert(emit, _constant(emit, values[0]), type, part.strict)
     return _call(emit, part, values, type)
@@ -120,6 +123,25 @@ def _only_words(part: Expr, parts: Sequence[Lowered]) -> str | None:
         if not isinstance(child, Literal)
     }
     return columns.pop() if len(columns) == 1 else None
+
+
+def _of_one_text(part: Expr, values: Sequence[Term]) -> bool:
+    """Whether something is asked of one string alone that only the host can tell."""
+    texts = [value for value, child in zip(values, part.children) if not isinstance(child, Literal)]
+    if len(texts) != 1 or texts[0].words is None or isinstance(part, Special):
+        return False
+    return isinstance(part, Cast) or (isinstance(part, Call) and part.function not in RULES)
+
+
+def _by_word(emit: Emitter, part: Expr, values: list[Term], type: pa.DataType) -> Term:
+    """Ask it of each word that a computed string may be."""
+    children = [child if isinstance(child, Literal) else Column("text") for child in part.children]
+    code = next(value for value, child in zip(values, part.children) if not isinstance(child, Literal))
+    assert code.words is not None
+    lookup = Lookup(code.words, "text", part.with_children(children), type)
+    if lookup.may_raise:
+        raise Refused("it may raise, and of computed texts that is seen on the host")
+    return emit.looked_up(code, lookup)
 
 
 def _constant(emit: Emitter, term: Term) -> Term:
@@ -142,9 +164,9 @@ def _call(emit: Emitter, part: Call, values: list[Term], type: pa.DataType) -> T
     if part.function == "is_in":
         value = convert(emit, values[0], aligned[0].type)
         return comparison.is_in(emit, value, aligned[1].values, type)
-    if part.function in comparison.SIGNS and all(pa.types.is_integer(value.type) for value in values):
-        if pa.types.is_decimal(aligned[0].type):  # for all 64 bits of both
-            return RULES[part.function](emit, part, [_constant(emit, value) for value in values], type)
+    whole = part.function in comparison.SIGNS and all(pa.types.is_integer(value.type) for value in values)
+    if whole and pa.types.is_decimal(aligned[0].type):  # for all 64 bits of both
+        return RULES[part.function](emit, part, [_constant(emit, value) for value in values], type)
     args = [
         emit.constant(stand_in) if isinstance(stand_in, pa.Scalar) else convert(emit, value, stand_in.type)
         for value, stand_in in zip(values, aligned)

@@ -46,7 +46,10 @@ def _rounded(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) -> 
     refuse(abs(digits) > 22, f"rounding to {digits} digits is done on the host")
     ctype = c_type(type)
     ten = f"({ctype}){10.0 ** abs(digits)!r}"
-    rounded = emit.let(ctype, f"round_half_even({a.value}, {ten}, {'true' if digits > 0 else 'false'}, {'true' if digits >= 0 else 'false'})")
+    rounded = emit.let(
+        ctype,
+        f"round_half_even({a.value}, {ten}, {'true' if digits > 0 else 'false'}, {'true' if digits >= 0 else 'false'})",
+    )
     return checked(emit, type, rounded, a.valid, f"isfinite({a.value}) && !isfinite({rounded})", True)
 
 

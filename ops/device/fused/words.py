@@ -44,14 +44,16 @@ class JointWords(Words):
 
 @dataclass(frozen=True, eq=False)
 class Lookup(Words):
-    """A value for each code of a column, the first for null; for strings, codes into what they became.
+    """A value for each code of a dictionary, the first for null; for strings, codes into what they became.
 
     Attributes:
-        column: of strings.
+        source: the dictionary.
+        column: the name that its words have in the expression.
         expr: of that column alone.
         type: of the value.
     """
 
+    source: Words
     column: str
     expr: Expr
     type: pa.DataType
@@ -63,8 +65,13 @@ class Lookup(Words):
         return hash(self._key)
 
     @property
-    def _key(self) -> tuple[str, str]:
-        return self.column, self.expr.token
+    def _key(self) -> tuple[Words, str]:
+        return self.source, self.expr.token
+
+    @property
+    def may_raise(self) -> bool:
+        """Whether some word may make it raise, which then must be one that a row has."""
+        return may_raise(self.expr)
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,9 @@ class Tables:
 
     def array(self, recipe: Any, part: str) -> Array:
         """Return a table on the device."""
-        return self._keep((recipe, part), _columns(recipe), lambda: self._xp.asarray(self._host(recipe, part)))
+        return self._keep(
+            (recipe, part), _columns(recipe), lambda: self._xp.asarray(self._host(recipe, part))
+        )
 
     def words(self, source: Words) -> pa.Array:
         """Return a dictionary."""
@@ -137,14 +146,12 @@ class Tables:
         return np.ones(len(column), bool) if column.valid is None else column.valid
 
     def _looked_up(self, lookup: Lookup) -> DeviceColumn:
-        return self._keep(
-            (lookup, "column"), (lookup.column,), lambda: self._evaluated(lookup), lasting=_total(lookup)
-        )
+        return self._keep((lookup, "column"), _columns(lookup), lambda: self._evaluated(lookup))
 
     def _evaluated(self, lookup: Lookup) -> DeviceColumn:
-        """Every word's value; words that no row has must not raise, so they count as null if one does."""
-        words = self._dictionary(lookup.column)
-        if _total(lookup):
+        """Every word's value; words that no row has must not raise, so they count as null if one may."""
+        words = self.words(lookup.source)
+        if not lookup.may_raise:
             return _values(lookup, pa.concat_arrays([pa.nulls(1, words.type), words]))
         assert self._table is not None
         column = self._table.column(lookup.column)
@@ -166,13 +173,13 @@ class Tables:
         assert dictionary is not None
         return dictionary
 
-    def _keep(self, key: Any, columns: tuple[str, ...], make: Any, lasting: bool = True) -> Any:
+    def _keep(self, key: Any, columns: tuple[str, ...], make: Any) -> Any:
         dictionaries = tuple(self._dictionary(name) for name in columns)
         kept = self._kept.get(key)
         if kept and len(kept[0]) == len(dictionaries) and all(a is b for a, b in zip(kept[0], dictionaries)):
             return kept[1]
         made = make()
-        if lasting and _lasting(key):
+        if _lasting(key):
             self._kept[key] = (dictionaries, made)
         return made
 
@@ -181,19 +188,15 @@ def _values(lookup: Lookup, words: pa.Array) -> DeviceColumn:
     return to_device(evaluate_column(lookup.expr, pa.table({lookup.column: words}), lookup.type), np)
 
 
-def _total(lookup: Lookup) -> bool:
-    """Whether no word can make it raise, so that it need be computed once for a dictionary."""
-    return not may_raise(lookup.expr)
-
-
 def _lasting(key: Any) -> bool:
+    """Whether something is the same for all rows with the same dictionaries."""
     parts = key if isinstance(key, tuple) else (key,)
-    return all(_total(lookup) for part in parts for lookup in _lookups(part))
+    return not any(lookup.may_raise for part in parts for lookup in _lookups(part))
 
 
 def _lookups(source: Any) -> list[Lookup]:
     if isinstance(source, Lookup):
-        return [source]
+        return [source, *_lookups(source.source)]
     if isinstance(source, JointWords):
         return [lookup for part in source.sources for lookup in _lookups(part)]
     if isinstance(source, Ranks):
@@ -203,8 +206,10 @@ def _lookups(source: Any) -> list[Lookup]:
 
 def _columns(source: Any) -> tuple[str, ...]:
     """The columns whose dictionaries something is made of."""
-    if isinstance(source, ColumnWords | Lookup):
+    if isinstance(source, ColumnWords):
         return (source.column,)
+    if isinstance(source, Lookup):
+        return _columns(source.source)
     if isinstance(source, JointWords):
         return tuple(dict.fromkeys(name for part in source.sources for name in _columns(part)))
     if isinstance(source, Ranks):
