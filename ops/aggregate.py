@@ -6,9 +6,9 @@ The aggregations themselves are records in `ops/aggregations.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,11 @@ _FLUSH_BYTES = 64 << 20
 _FIRST_MERGE = 4 * MORSEL_ROWS
 #: merging states is given up when it leaves more than this fraction of them
 _FUTILE = 0.9
+#: rows that leave more states than this fraction of them are reduced many at once: of so many, more are alike, and
+#: states that aren't made needn't be merged
+_SCATTERED = 0.5
+#: so many, and no more bytes than this
+_MANY_ROWS, _MANY_BYTES = 16 * MORSEL_ROWS, 64 << 20
 
 
 @dataclass(frozen=True)
@@ -143,10 +148,12 @@ class PartialAggregateKernel(Kernel):
     def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> Stream:
         held: list[pa.Table] = []
         rows, limit, futile = 0, _FIRST_MERGE, False
-        for table in rechunk(inputs[0]):
-            states = self._reduce(table)
+        for read, states in self._reduced(rechunk(inputs[0])):
+            futile = futile or (read > MORSEL_ROWS and states.num_rows > _FUTILE * read)
             if futile:
+                yield from held
                 yield states
+                held = []
                 continue
             held.append(states)
             rows += states.num_rows
@@ -162,6 +169,21 @@ class PartialAggregateKernel(Kernel):
             limit = 2 * rows + _FIRST_MERGE
         if held:
             yield self._merge(held)
+
+    def _reduced(self, morsels: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+        """Reduce morsels, or many together where that leaves fewer states; how many rows they were, and states."""
+        together = 1
+        for number, morsel in enumerate(morsels):
+            table = pa.concat_tables([morsel, *islice(morsels, together - 1)])
+            states = self._reduce(table)
+            if number == 0 and states.num_rows > _SCATTERED * table.num_rows:
+                together = _morsels_together(table.schema)
+                if more := list(islice(morsels, together - 1)):
+                    table = pa.concat_tables([table, *more])
+                    states = self._reduce(table)
+            if states.num_rows > _FUTILE * table.num_rows:
+                together = 1
+            yield table.num_rows, states
 
     def _reduce(self, table: pa.Table) -> pa.Table:
         groups = group([table.column(name) for name in self.keys], table.num_rows)
@@ -245,6 +267,15 @@ class FinalAggregateKernel(Kernel):
             for a in self.aggregations
         ]
         return pa.Table.from_arrays(answers, schema=self.schema)
+
+
+def _morsels_together(schema: pa.Schema) -> int:
+    """How many morsels may be reduced at once, by their types alone; where sizes of values aren't known, one."""
+    try:
+        width = sum(type.bit_width for type in schema.types) // 8
+    except ValueError:  # of varying width
+        return 1
+    return max(min(_MANY_ROWS, _MANY_BYTES // max(width, 1)) // MORSEL_ROWS, 1)
 
 
 def _merge_states(
