@@ -36,7 +36,7 @@ class TileSums:
 
     def __init__(self, width: int, xp: ModuleType):
         self.width, self.xp = width, xp
-        self._total = xp.zeros(width, dtype=np.float64)
+        self._total: Array | None = None
         self._waiting: list[Array] = []
 
     def add(self, partial: Array) -> None:
@@ -44,14 +44,22 @@ class TileSums:
         tiles = self.xp.concatenate([*self._waiting, partial]) if self._waiting else partial
         whole = len(tiles) // GROUP * GROUP
         if whole:
-            _add_groups(self._total, _groups(tiles[:whole], self.xp), self.xp)
+            self._total = self._added(self._total, tiles[:whole])
         self._waiting = [tiles[whole:]] if whole < len(tiles) else []
 
     def total(self) -> Array:
         """Return the sums so far, shape (width,), float64."""
-        total = self._total.copy()
+        total = self._total
         for waiting in self._waiting:
-            _add_groups(total, _groups(waiting, self.xp), self.xp)
+            total = self._added(None if total is None else total.copy(), waiting)
+        return self.xp.zeros(self.width, dtype=np.float64) if total is None else total
+
+    def _added(self, total: Array | None, tiles: Array) -> Array:
+        """Add tiles to a total, in place. No sum is -0.0, so that the first of all needs no 0 before it."""
+        groups = tiles if len(tiles) == 1 else _groups(tiles, self.xp)
+        if total is None:
+            total, groups = groups[0].copy(), groups[1:]
+        _add_groups(total, groups, self.xp)
         return total
 
 
@@ -155,4 +163,5 @@ def _add_groups(total: Array, groups: Array, xp: ModuleType) -> None:
             total += group
         return
     add = kernel(xp, "tile_sums", "add_groups", REAL="double")
-    launch(add, width, [groups, np.int64(count), np.int64(width), total], 64)
+    if count:
+        launch(add, width, [xp.ascontiguousarray(groups), np.int64(count), np.int64(width), total])

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import ParameterError, TypeMismatchError, did_you_mean
-from ..backend import Array, array_namespace
+from ..backend import Array, array_namespace, to_host
 from ..expressions.types import parse_type
 from ..training.program import Batch, DataInfo, Tree
 from ..user_functions import check_picklable
@@ -240,7 +240,7 @@ class Torch(Objective):
         import torch
 
         module = build_module(self.build, self.label, 0)
-        known = {name: torch.from_numpy(np.array(array)) for name, array in params.items()}
+        known = {name: torch.from_numpy(np.array(to_host(array))) for name, array in params.items()}
         module.load_state_dict(known, strict=False)
         return module.eval()
 
@@ -266,7 +266,8 @@ class Torch(Objective):
         for name in self.columns or ("x",):
             tensor = to_tensor(torch, batch[name])
             arguments.append(tensor.to(floats if tensor.is_floating_point() else torch.int64))
-        others = {name: module.get_buffer(name).clone() for name in self._roles().counters}
+        where = arguments[0].device
+        others = {name: module.get_buffer(name).to(where, copy=True) for name in self._roles().counters}
         with self._precision(torch, arguments[0]):
             output = torch.func.functional_call(module, {**tensors, **others}, tuple(arguments))
         if self.autocast is not None:

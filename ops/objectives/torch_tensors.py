@@ -57,7 +57,7 @@ def in_torch(seed: int | None = None) -> Iterator[ModuleType]:
 def _seeded(torch: Any, seed: int) -> Iterator[None]:
     """Draw from a seed in this block, on the host and on the device in use."""
     generators = [torch.default_generator]
-    if array_namespace() is not np:
+    if array_namespace() is not np and torch.cuda.is_available():
         generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
     before = [generator.get_state() for generator in generators]
     try:
@@ -74,22 +74,31 @@ def _seeded(torch: Any, seed: int) -> Iterator[None]:
 def to_tensor(torch: Any, array: Array) -> Any:
     """See an array as a tensor: the same memory, on the host or the device.
 
+    Where the array is on a device and PyTorch was built without CUDA, the tensor is a copy on the host.
+
     On the host, what is read-only is copied, and what doesn't begin at a multiple of 64 bytes, as PyTorch's own
     tensors do: MKL's products of the same numbers differ in the last bits with where these lie in memory.
     """
     if not isinstance(array, np.ndarray):
-        return torch.from_dlpack(array)
+        if torch.cuda.is_available():
+            # DLPack orders the streams of both; booleans cross as bytes, which every version takes
+            if array.dtype == np.bool_:
+                return torch.from_dlpack(array.view(np.uint8)).to(torch.bool)
+            return torch.from_dlpack(array)
+        array = array.get()
     fit = array.flags.writeable and all(stride >= 0 for stride in array.strides)
     tensor = torch.from_numpy(array if fit else array.copy())
     return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
 
 
 def to_array(tensor: Any) -> Array:
-    """See a tensor as an array of the namespace in use."""
+    """See a tensor as an array of the namespace in use; a copy if PyTorch has no CUDA and that is on a device."""
     tensor = tensor.detach()
     tensor = tensor.to_dense() if tensor.is_sparse else tensor
     xp = array_namespace()
-    return tensor.numpy() if xp is np else xp.from_dlpack(tensor.contiguous())
+    if xp is np:
+        return tensor.numpy()
+    return xp.from_dlpack(tensor.contiguous()) if tensor.is_cuda else xp.asarray(tensor.numpy())
 
 
 def build_module(build: Callable[[], Any], label: str, seed: int) -> Any:

@@ -141,7 +141,7 @@ class Lloyd:
             key[~(distance > 0)] = np.inf
             best = np.argpartition(key, many - 1)[:many] if len(key) > many else np.arange(len(key))
             keys = np.concatenate([keys, key[best]])
-            rows = np.concatenate([rows, to_host(x[best])])
+            rows = np.concatenate([rows, to_host(x[xp.asarray(best)])])
             kept = np.argsort(keys, kind="stable")[:many]
             keys, rows = keys[kept], rows[kept]
         slots = np.zeros((shards, many, state["width"] + 1))

@@ -169,4 +169,4 @@ def sum_in_order(statistics: Iterator[Mapping[str, Array]]) -> dict[str, Array]:
 
 def _add(left: Mapping[str, Array], right: Mapping[str, Array]) -> dict[str, Array]:
     xp = array_namespace()
-    return {name: xp.asarray(left[name] + right[name]) for name in left}
+    return {name: xp.asarray(xp.asarray(left[name]) + xp.asarray(right[name])) for name in left}

@@ -251,7 +251,10 @@ class Coordinator:
                 continue
             if reply.get("fenced"):
                 raise CancelledTask(f"another coordinator trains {self.job.name}")
-            if unlike := differences(numerics(), reply["numerics"]):
+            mine, theirs = numerics(self.job.device), reply["numerics"]
+            if theirs["device"] != mine["device"] and address != self._leader:
+                continue  # it has another device than the leader, or none: it can't take part, and needn't
+            if unlike := differences(mine, theirs):
                 raise VersionMismatchError(
                     f"{self.job.kernel.label}: worker {address} would compute other bits than {self._leader}: "
                     f"{unlike}. Train on workers with the same processors and libraries."

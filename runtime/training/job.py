@@ -33,6 +33,7 @@ class TrainJob:
             same rows in the same way.
         bounds: of each part, the row numbers at which shards are cut, shape (shards + 1,).
         quota_bytes: bound of each node's scratch folder.
+        device: where the planner has put the stage, "cpu" or "gpu".
     """
 
     run: str
@@ -44,6 +45,7 @@ class TrainJob:
     names: Mapping[str, str]
     bounds: Mapping[str, np.ndarray]
     quota_bytes: int | None = None
+    device: str = "cpu"
 
     @property
     def name(self) -> str:

@@ -73,9 +73,7 @@ class MappedShard:
             for start in range(0, self.rows, rows):
                 yield {name: array[start : start + rows] for name, array in there.items()}
             return
-        parts = (
-            to_device(self.file.slice(start, start + rows), xp) for start in range(0, self.rows, rows)
-        )
+        parts = (to_device(self.file.slice(start, start + rows), xp) for start in range(0, self.rows, rows))
         yield from parts if xp is np else read_ahead(parts)
 
     def rng(self, *purpose: int) -> np.random.Generator:

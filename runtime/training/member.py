@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ import xxhash
 from threadpoolctl import threadpool_limits
 
 from ...errors import NonDeterministicError
-from ...ops.backend import array_namespace, to_host
+from ...ops.backend import array_namespace, stage_backend, to_host
 from ...ops.training.determinism import check_repeats
 from ...ops.training.minibatch import Minibatch
 from ...ops.training.program import DataInfo, Shard, State
@@ -117,6 +118,7 @@ class Member:
         self.abandon()
         with (
             self._running,
+            stage_backend(self.job.device),
             threadpool_limits(limits=1),
             ThreadPoolExecutor(self.threads) as pool,
             Prefetcher() as prefetcher,
@@ -284,7 +286,12 @@ class Member:
         def of(shard: Shard) -> Mapping[str, Any]:
             return program.statistics(state, shard)
 
-        found = list(pool.map(of, own)) if self.threads > 1 and len(own) > 1 else [of(shard) for shard in own]
+        if self.threads > 1 and len(own) > 1:
+            # the array namespace may have been chosen for this thread alone
+            coming = [pool.submit(copy_context().run, of, shard) for shard in own]
+            found = [future.result() for future in coming]
+        else:
+            found = [of(shard) for shard in own]
         names = list(found[0])
         shapes = [np.shape(found[0][name]) for name in names]
         parts = {

@@ -131,7 +131,7 @@ class TrainingService:
             "known": True,
             "node": self.store.node,
             "endpoint": member.endpoint.address,
-            "numerics": dict(numerics()),
+            "numerics": dict(numerics(member.job.device)),
             "step": member.step,
             "draining": self._draining(),
             "shards": held_shards(member.job, self.store, self.fetcher),

@@ -111,6 +111,7 @@ def make_job(
         names,
         bounds,
         task.quota_bytes,
+        program.device,
     )
 
 

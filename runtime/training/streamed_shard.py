@@ -80,7 +80,9 @@ class StreamedShard:
         return blocks if array_namespace() is np else read_ahead(blocks)
 
     def _blocks(self, rows: int, xp: ModuleType) -> Iterator[Batch]:
-        whole = self.cached.rows // rows * rows  # what is kept is a multiple of BLOCK_ROWS, and maybe not of these
+        whole = (
+            self.cached.rows // rows * rows
+        )  # what is kept is a multiple of BLOCK_ROWS, and maybe not of these
         for start in range(0, whole, rows):
             yield to_device(self.cached.slice(start, start + rows), xp)
         held, block = 0, self._room(rows, xp)

@@ -20,6 +20,10 @@ def getDevice() -> int:
     return 0
 
 
+def runtimeGetVersion() -> int:
+    return 13000
+
+
 def deviceSynchronize() -> None:
     pass
 
