@@ -142,6 +142,7 @@ class Coordinator:
             member.on_step = None
             self.log.seconds = time.monotonic() - self._begun
             self.log.members = len(self._members)
+            self.log.transport = member.transport
 
     # -- generations -------------------------------------------------------------------------------
 

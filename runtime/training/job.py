@@ -127,6 +127,7 @@ class TrainingLog:
         seconds: of all steps.
         adopted_step: steps that were found done when this coordinator began; -1 if it began anew.
         metrics: of the last step; the model's history has those of all.
+        transport: which way arrays went in the last constellation: "host", or "nccl" between devices.
     """
 
     steps: int = 0
@@ -140,6 +141,7 @@ class TrainingLog:
     seconds: float = 0.0
     adopted_step: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
+    transport: str = "host"
 
     def record(self) -> dict[str, Any]:
         """As plain values."""

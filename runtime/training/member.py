@@ -24,7 +24,7 @@ from ...ops.training.program import DataInfo, Shard, State
 from ...ops.training.sampling import Order, shard_shares
 from ..collectives.endpoint import Endpoint
 from ..collectives.errors import GroupBrokenError, ranks_text
-from ..collectives.group import Group, form
+from ..collectives.group import form
 from ..fault_points import TRAIN_STEP, reach
 from ..nodes.node_store import NodeStore
 from ..workers.fetch import Fetcher
@@ -36,11 +36,14 @@ from .shard_file import ShardFile
 from .shard_source import PreparedShard, ShardSource
 from .sharded_state import ShardedState
 from .streamed_shard import StreamedShard
+from .transport import AnyGroup, choose_transport, for_group
 
 #: first byte of the note of a step: the gang is to stop after it, as its constellation changes; or not
 REGROUP, GO_ON = b"R", b"-"
 #: seconds for all members of a generation to find each other
 FORM_SECONDS = 10.0
+#: seconds for them to open connections between their devices
+CONNECT_SECONDS = 60.0
 #: seconds after which an operation gives up; what is really wrong is noticed much sooner
 STEP_SECONDS = 3600.0
 
@@ -71,6 +74,7 @@ class Member:
         step: how many steps the state includes; -1 without a state.
         error: what ended its last generation, if that was its own doing.
         stepped: when the last step was completed, by the monotonic clock.
+        transport: which way arrays go, "host" or "nccl".
     """
 
     def __init__(self, job: TrainJob, endpoint: Endpoint, threads: int = 1):
@@ -92,7 +96,8 @@ class Member:
         self.on_step: Callable[[State], None] | None = None
         self.note: Callable[[], bytes] = lambda: GO_ON
         self._sums: list[np.ndarray] = []
-        self._group: Group | None = None
+        self._group: AnyGroup | None = None
+        self.transport = "host"
         self._running = threading.Lock()
 
     def prepare(self, orders: PrepareOrders, store: NodeStore, fetcher: Fetcher) -> list[ShardSummary]:
@@ -135,6 +140,9 @@ class Member:
                     FORM_SECONDS,
                     operation_timeout=STEP_SECONDS,
                 )
+                if self.job.device == "gpu":
+                    self._group = choose_transport(self._group, CONNECT_SECONDS)
+                self.transport = "nccl" if self._group.on_device else "host"
                 return self._steps(orders, pool, prefetcher)
             except GroupBrokenError:
                 return Outcome.BROKEN
@@ -206,7 +214,8 @@ class Member:
         assert self._group is not None
         assert self.state is not None
         program = self.job.kernel.program
-        out = self._room(next(iter(parts.values()))) if isinstance(program, Minibatch) else None
+        reused = isinstance(program, Minibatch) and not self._group.on_device
+        out = self._room(next(iter(parts.values()))) if reused else None
         note = self.note() + (state_digest(self.state) if self.step % CHECKED_STEPS == 0 else b"")
         sums, notes = self._group.all_reduce(parts, note, out=out)
         self._check_states(notes)
@@ -294,8 +303,10 @@ class Member:
             found = [of(shard) for shard in own]
         names = list(found[0])
         shapes = [np.shape(found[0][name]) for name in names]
+        assert self._group is not None
         parts = {
-            shard.index: [_flat(statistics[name]) for name in names] for shard, statistics in zip(own, found)
+            shard.index: [for_group(self._group, statistics[name]) for name in names]
+            for shard, statistics in zip(own, found)
         }
         return parts, names, shapes
 
@@ -338,10 +349,6 @@ def device_state(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: device_state(item) for name, item in value.items()}
     return xp.asarray(value) if isinstance(value, np.ndarray) else value
-
-
-def _flat(array: Any) -> np.ndarray:
-    return np.ascontiguousarray(to_host(array)).reshape(-1)
 
 
 def _on_device(arrays: Sequence[np.ndarray]) -> Sequence[Any]:

@@ -20,7 +20,7 @@ import numpy as np
 from ...ops.backend import array_namespace, to_host
 from ...ops.training.minibatch import Minibatch, Piece
 from ...ops.training.program import State
-from ..collectives.group import Group
+from .transport import AnyGroup, for_group
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -61,7 +61,7 @@ class ShardedState:
         #: own part and shadow, of the last step and, while a step isn't finished everywhere, of the next one
         self._held: list[Held] = []
 
-    def share(self, state: State, step: int, group: Group) -> bool:
+    def share(self, state: State, step: int, group: AnyGroup) -> bool:
         """Give each member the parts of the optimizer's state that it needs now, at the start of a generation.
 
         Args:
@@ -102,7 +102,7 @@ class ShardedState:
         self,
         state: State,
         step: int,
-        group: Group,
+        group: AnyGroup,
         parts: Mapping[int, Sequence[np.ndarray]],
         names: Sequence[str],
         note: bytes,
@@ -139,7 +139,7 @@ class ShardedState:
         mine = Held(step + 1, where.start, where.stop, {n: to_host(a) for n, a in piece.optimizer.items()})
         squares, shadow = self._exchange(group, mine, piece.squares)
         self._held = [part for part in self._held if part.step == step] + [mine, shadow]
-        (params,) = group.all_gather([np.ascontiguousarray(to_host(piece.params))], [size])
+        (params,) = group.all_gather([for_group(group, piece.params)], [size])
         whole = Piece(_on_device([params])[0], piece.optimizer, squares)
         new = program.finish(state, total, whole)
         self._held = [mine, shadow]
@@ -154,14 +154,14 @@ class ShardedState:
             state = {**state, "params": state["params"].copy(), "optimizer": slots}
         return self._program.update_slice(state, sums, where)
 
-    def gather(self, state: State, group: Group) -> None:
+    def gather(self, state: State, group: AnyGroup) -> None:
         """Give every member the whole of the optimizer's state, once training is finished."""
         size, names = len(state["params"]), list(state["optimizer"])
-        chunks = [np.ascontiguousarray(to_host(state["optimizer"][name])) for name in names]
+        chunks = [for_group(group, state["optimizer"][name]) for name in names]
         whole = group.all_gather(chunks, [size] * len(names))
         state["optimizer"] = dict(zip(names, _on_device(whole)))
 
-    def _exchange(self, group: Group, mine: Held, squares: np.ndarray) -> tuple[np.ndarray, Held]:
+    def _exchange(self, group: AnyGroup, mine: Held, squares: np.ndarray) -> tuple[np.ndarray, Held]:
         """Send the own part to the buddy, and to all what the norm of the gradient is made from."""
         buddy = (group.rank + 1) % group.size
         payloads = [pickle.dumps((squares, mine if rank == buddy else None), 5) for rank in range(group.size)]

@@ -1,4 +1,4 @@
-"""Transport: which way a gang's arrays go: over NCCL if each member has a device of its own, else by way of the host."""
+"""Transport: which way a gang's arrays go: over NCCL if each member has a device of its own, else through the host."""
 
 from __future__ import annotations
 

@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
+import numpy as np
 import pyarrow as pa
 import pytest
 
 import headwater as hw
 from headwater import session as sessions
 from headwater.errors import ClusterError
+from headwater.ops import objectives, optim
 from headwater.ops.device.discovery import visible_devices
 from headwater.runtime.devices.claim import claim
 
@@ -143,3 +145,56 @@ def test_a_run_in_this_process_uses_its_device(two_devices, monkeypatch):
 
 def test_processes_that_nobody_binds_spread_over_devices(tmp_path):
     assert [claim(["0", "1"], tmp_path) for _ in range(4)] == [("0", 0), ("1", 0), ("0", 1), ("1", 1)]
+
+
+def rows(count: int = 1003) -> hw.Dataset:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, 6))
+    columns = {f"x{i}": x[:, i] for i in range(6)}
+    return hw.from_arrow({**columns, "y": (x.sum(1) > 0).astype(np.int64)}, partitions=3)
+
+
+def model(workers: int | None, kind: str) -> hw.Model:
+    options: dict = {
+        "features": [f"x{i}" for i in range(6)],
+        "seed": 3,
+        "strategy": hw.AllReduce(workers=workers),
+    }
+    if kind == "k-means":
+        return hw.train(rows(), objective=objectives.KMeans(5), **options)
+    if kind == "sharded":
+        options["strategy"] = hw.AllReduce(workers=workers, sharded_state=True)
+    return hw.train(
+        rows(),
+        target="y",
+        objective=objectives.MLP((16, 8), task="binary"),
+        optimizer=optim.adam(1e-2),
+        batch_size=200,
+        epochs=2,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("kind", ["mlp", "k-means", "sharded"])
+def test_a_gang_exchanges_between_its_devices_and_trains_the_same_model(two_devices, kind):
+    found = {}
+    with hw.Session(workers=2, device="gpu", **QUIET) as session:
+        for members in (1, 2):
+            result = session.run({"model": model(members, kind)})
+            (log,) = [stage.training for stage in result.report.stages if stage.training]
+            found[members] = result.digest("model"), log["members"], log["transport"]
+    assert found[1][1:] == (1, "nccl")
+    assert found[2][1:] == (2, "nccl")
+    assert found[1][0] == found[2][0]
+
+
+def test_members_that_share_a_device_exchange_through_the_host(two_devices, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with hw.Session(workers=2, device="gpu", **QUIET) as session:
+        digests = set()
+        for members in (1, 2):
+            result = session.run({"model": model(members, "mlp")})
+            (log,) = [stage.training for stage in result.report.stages if stage.training]
+            digests.add(result.digest("model"))
+        assert (log["members"], log["transport"]) == (2, "host")
+        assert len(digests) == 1
