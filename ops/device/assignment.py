@@ -1,8 +1,8 @@
 """Assignment: rows put to the nearest of some centers, and summed for each of them, in one pass over the rows.
 
-A distance is scored as ``|c|**2 - 2 x . c`` in the rows' type, products added from the first column to the last; of equal
-scores the lowest center counts. Sums are float64: within a tile of 2048 rows a center's rows are added in their order,
-and tiles as `headwater.ops.device.tile_sums` says. So they depend on the rows alone.
+A distance is scored as ``|c|**2 - 2 x . c`` in the rows' type, products added from the first column to the last; of
+equal scores the lowest center counts. Sums are float64: within a tile of 2048 rows a center's rows are added in their
+order, and tiles as `headwater.ops.device.tile_sums` says. So they depend on the rows alone.
 """
 
 from __future__ import annotations

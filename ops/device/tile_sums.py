@@ -84,7 +84,7 @@ def column_sums(values: Array, xp: ModuleType, factors: Array | None = None) -> 
     rows, width = table.shape
     sums = TileSums(width, xp)
     if rows and width:
-        sums.add(_tiles(table, factors, xp))
+        sums.add(tiles_of(table, xp, factors))
     total = sums.total()
     return total[0] if values.ndim == 1 else total
 
@@ -113,7 +113,12 @@ def striped(terms: np.ndarray, stripes: int) -> np.ndarray:
     return sums[:, 0]
 
 
-def _tiles(table: Array, factors: Array | None, xp: ModuleType) -> Array:
+def tiles_of(table: Array, xp: ModuleType, factors: Array | None = None) -> Array:
+    """Sum each tile of a matrix's rows; arguments as of `column_sums`, with at least one row and column.
+
+    Returns:
+        Shape (tiles, m), float64. A tile's sums depend on its own rows alone.
+    """
     rows, width = table.shape
     stripes = STRIPES if width > 1 else THREADS
     if not on_device(xp):

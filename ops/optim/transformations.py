@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..backend import Array
+from ..device.optimizer_steps import Stage
 from .checks import real
 from .norms import global_norm
 from .optimizer import Transformation
-from ..device.optimizer_steps import Stage
 from .parts import Arrays, Block, Part, Scaling
 
 

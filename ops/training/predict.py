@@ -31,6 +31,8 @@ from .model_table import decode_model
 
 #: rows that are predicted at once; another number may give other last bits
 BLOCK_ROWS = 1024
+#: the same on a device, which is idle with fewer
+DEVICE_ROWS = 1 << 15
 NULLS = ("error", "null")
 
 
@@ -166,7 +168,8 @@ class Predict:
 
     def _predict(self, rows: pa.Table, prepared: Prepared) -> dict[str, np.ndarray]:
         """Compute the predictions of rows that lack nothing, in blocks of one size."""
-        xp, size, count = array_namespace(), self.batch_rows, rows.num_rows
+        xp, count = array_namespace(), rows.num_rows
+        size = self.batch_rows if xp is np else max(self.batch_rows, DEVICE_ROWS)
         names = [f.name for f in self.objective.output(None)]
         if not count:
             return {name: np.zeros(0) for name in names}
@@ -177,7 +180,7 @@ class Predict:
                 block = {name: xp.asarray(_block(array, start, size)) for name, array in arrays.items()}
                 given = self._call(prepared.params, block, rows.slice(start, 1))
                 for name in names:
-                    parts[name].append(self._checked(given, name)[: count - start])
+                    parts[name].append(self._checked(given, name, size)[: count - start])
         return {name: np.concatenate(blocks) for name, blocks in parts.items()}
 
     def _call(self, params: Any, block: dict[str, Any], row: pa.Table) -> Mapping[str, Any]:
@@ -203,7 +206,7 @@ class Predict:
                 f"its output() says {type} ({error}). Make them agree."
             ) from error
 
-    def _checked(self, given: Mapping[str, Any], name: str) -> np.ndarray:
+    def _checked(self, given: Mapping[str, Any], name: str, rows: int) -> np.ndarray:
         known = given if isinstance(given, Mapping) else {}
         if name not in known:
             returned = sorted(known) if isinstance(given, Mapping) else type(given).__name__
@@ -212,9 +215,9 @@ class Predict:
                 "Return a dict with an array for each field of output()."
             )
         array = as_numpy(known[name])
-        if not array.ndim or len(array) != self.batch_rows:
+        if not array.ndim or len(array) != rows:
             raise UserFunctionError(
-                f"{self.objective.label}.predict returned {name!r} of the shape {array.shape} for {self.batch_rows} "
+                f"{self.objective.label}.predict returned {name!r} of the shape {array.shape} for {rows} "
                 "rows. Return one value, or one vector, for each row."
             )
         return array

@@ -1,4 +1,4 @@
-"""Read ahead: a thread fetches the next batch of a pass, and copies it to the device, while the last one is worked on."""
+"""Read ahead: a thread brings the next batch of a pass, to the device too, while the one before is worked on."""
 
 from __future__ import annotations
 

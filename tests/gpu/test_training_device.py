@@ -1,6 +1,7 @@
 """Every objective and solver trains on a device as on a CPU, and twice the same bits."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from headwater.ops import optim
@@ -15,9 +16,14 @@ from headwater.ops.objectives import (
     LinearRegression,
     LogisticRegression,
     SoftmaxRegression,
+    Torch,
 )
 from headwater.ops.objectives.objective import Objective
+from headwater.ops.training.features import Features
 from headwater.ops.training.local_shard import local_shards, make_info, run_locally
+from headwater.ops.training.model_table import encode_model
+from headwater.ops.training.norm_blocks import block_squares
+from headwater.ops.training.predict import Predict
 from headwater.ops.training.program import EarlyStopping, Settings
 
 ROWS, WIDTH = 2500, 5
@@ -60,8 +66,9 @@ class Noisy(Objective):
 def trained(backend, objective, data, validation=None, seed=0, **settings):
     """The parameters, figures, and predictions of the first rows, all on the host."""
     with use_backend(backend) as xp:
-        given = Settings(seed=seed, dtype="float64", batch_size=256, **settings)
-        info = make_info(data, validation, shards=3, batch_size=256, seed=seed, dtype="float64")
+        dtype = str(data["y"].dtype) if "y" in data else "float64"
+        given = Settings(seed=seed, dtype=dtype, batch_size=256, **settings)
+        info = make_info(data, validation, shards=3, batch_size=256, seed=seed, dtype=dtype)
         program = objective.program(given)
         state = run_locally(program, local_shards(data, info, validation), info)
         params = program.params(state)
@@ -138,3 +145,62 @@ def test_validation_and_early_stopping(xp):
     found = [trained(backend, MLP((6,), "binary"), data, held, **settings) for backend in ("numpy", "cupy")]
     for name, array in found[0].items():
         np.testing.assert_allclose(found[1][name], array, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def build():
+    from torch import nn
+
+    return nn.Sequential(nn.Linear(WIDTH, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 1))
+
+
+def test_pytorch_modules_take_and_give_arrays_of_the_device(xp):
+    pytest.importorskip("torch")
+    data = columns("binary", weighted=True, dtype=np.float32)
+    case = (Torch(build, output="binary"), data)
+    found = [trained(backend, *case, **FEW) for backend in ("numpy", "cupy", "cupy")]
+    for name, array in found[0].items():
+        assert found[1][name].tobytes() == found[2][name].tobytes(), name
+        np.testing.assert_allclose(found[1][name], array, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [KMeans(3), LogisticRegression(), GaussianMixture(2), PCA(2)],
+    ids=["kmeans", "logistic", "gmm", "pca"],
+)
+def test_predictions_are_the_same_rows_whatever_the_cuts(objective, xp):
+    data = columns("binary")
+    table = pa.table({f"x{i}": data["x"][:, i] for i in range(WIDTH)})
+    with use_backend("numpy"):
+        info = make_info(data, shards=2, batch_size=256, dtype="float64")
+        program = objective.program(Settings(dtype="float64", **(FEW if objective.needs_target else {})))
+        state = run_locally(program, local_shards(data, info), info)
+        model = encode_model(program.params(state))
+    step = Predict(objective, Features(target=None, dtype="float64"))
+    results = []
+    for backend, cuts in (("numpy", 1), ("cupy", 1), ("cupy", 3)):
+        with use_backend(backend):
+            prepared = step.prepare(model)
+            size = -(-len(table) // cuts)
+            parts = [step.apply(table.slice(i * size, size), prepared) for i in range(cuts)]
+            results.append(
+                pa.concat_tables(parts)
+                .combine_chunks()
+                .select(step.output_schema(table.schema).names[WIDTH:])
+            )
+    assert results[1].equals(results[2])
+    for one, other in zip(results[0].columns, results[1].columns):
+        flat = [
+            c.combine_chunks().flatten() if pa.types.is_fixed_size_list(c.type) else c for c in (one, other)
+        ]
+        np.testing.assert_allclose(*(np.asarray(c) for c in flat), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 4096, 20_000])
+def test_norms_of_slices_are_those_of_the_whole(size, xp):
+    grad = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    whole = block_squares(xp.asarray(grad))
+    parts = [block_squares(xp.asarray(grad[start : start + 8192])) for start in range(0, size, 8192)]
+    assert np.concatenate(parts).tobytes() == whole.tobytes()
+    with use_backend("numpy"):
+        np.testing.assert_allclose(whole, block_squares(grad), rtol=1e-5)
