@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import ModuleType
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 
 from ...errors import HeadwaterError, TypeMismatchError
 from ..backend import Array
-from ..expressions.expr import Column, Expr, evaluate_column
+from ..expressions.expr import Alias, Column, Expr, evaluate_column
 from ..expressions.folding import fold_constants
 from . import column as columns_of
 from . import fused  # noqa: F401  (its rules)
@@ -52,7 +53,7 @@ class FusedPlan:
     types: tuple[pa.DataType, ...]
     checks: tuple[Expr, ...] = ()
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         """The columns that are read, in the schema's order."""
         read = frozenset().union(*(expr.columns() for expr in (*self.exprs, *self.checks)))
@@ -71,8 +72,8 @@ class FusedPlan:
             tables: keeps what was made of dictionaries for the next table of the stream; None keeps nothing.
 
         Returns:
-            A column for each expression, of ``table.rows`` rows. Integers and booleans equal the host's, floats
-            too up to the last two digits (ulp) of functions like exp.
+            A column for each expression, of ``table.rows`` rows. Values equal the host's, to the bit where IEEE 754
+            says the bits, and within 3 units in the last place for functions like exp and sin.
 
         Raises:
             HeadwaterError: what the host raises of these rows.
@@ -83,14 +84,16 @@ class FusedPlan:
             return []
         tables = (tables or Tables(xp)).bind(table)
         if len(self.exprs) > _RESULTS:
-            return [column for part in self._parts() for column in part.run(table, xp, tables)]
+            return [column for part in self.parts for column in part.run(table, xp, tables)]
         nullable = frozenset(name for name in self.columns if table.column(name).valid is not None)
         program = self._program(nullable)
-        args: list[object] = [self._argument(argument, table, tables) for argument in program.arguments]
+        try:
+            args: list[object] = [self._argument(each, table, tables, xp) for each in program.arguments]
+        except HeadwaterError:  # of a word that a row has; the host says it of the row
+            self._raise(table)
         results = []
         for type, term in zip(self.types, program.terms):
-            dtype = physical_type(type)
-            values = xp.empty(table.rows, dtype=dtype)
+            values = xp.empty(table.rows, dtype=physical_type(type))
             valid = None if term.valid == "true" else xp.empty(table.rows, dtype=bool)
             words = None if term.words is None else tables.words(term.words)
             args += [values] if valid is None else [values, valid]
@@ -102,7 +105,8 @@ class FusedPlan:
             self._raise(table)
         return results
 
-    def _parts(self) -> list[FusedPlan]:
+    @cached_property
+    def parts(self) -> list[FusedPlan]:
         """Plans of as many results as a kernel has; the first does the checks."""
         cuts = range(0, max(1, len(self.exprs)), _RESULTS)
         slices = [slice(start, start + _RESULTS) for start in cuts]
@@ -112,15 +116,22 @@ class FusedPlan:
         ]
 
     def _program(self, nullable: frozenset[str]) -> Program:
-        return _written(_Key(self), nullable)
+        return _written(self._key, nullable)
 
-    def _argument(self, argument: Argument, table: DeviceTable, tables: Tables) -> Array:
+    @cached_property
+    def _key(self) -> _Key:
+        return _Key(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FusedPlan, (self.exprs, self.schema, self.types, self.checks)
+
+    def _argument(self, argument: Argument, table: DeviceTable, tables: Tables, xp: ModuleType) -> Array:
         if argument.kind == "constant":
             return argument.of
         if argument.kind == "table":
             return tables.array(*argument.of)  # type: ignore[misc]
         column = table.column(str(argument.of))
-        return column.values if argument.kind == "values" else column.valid
+        return xp.ascontiguousarray(column.values if argument.kind == "values" else column.valid)
 
     def _on_host(self, table: DeviceTable) -> list[DeviceColumn]:
         rows = to_arrow(table.select(self.columns))
@@ -132,7 +143,7 @@ class FusedPlan:
             for expr, type in zip(self.exprs, self.types)
         ]
 
-    def _raise(self, table: DeviceTable) -> None:
+    def _raise(self, table: DeviceTable) -> NoReturn:
         """Raise as the host does, by computing the rows there."""
         rows = to_arrow(table.select(self.columns))
         for expr in self.exprs:
@@ -247,7 +258,7 @@ def lower_expressions(
         folded = tuple(fold_constants(expr, schema) for expr in exprs)
         tested = tuple(fold_constants(check, schema) for check in checks)
         plan = FusedPlan(folded, schema, types, tested)
-        for part in plan._parts():
+        for part in plan.parts:
             part.code(frozenset(schema.names))
     except (Refused, HeadwaterError) as error:
         return str(error)
@@ -261,6 +272,6 @@ def lower_expression(expr: Expr, schema: pa.Schema) -> FusedPlan | str:
 
 def is_column(expr: Expr) -> str | None:
     """Return a column's name, if an expression is one as it stands, aliased or not."""
-    while expr.children and type(expr).__name__ == "Alias":
+    while isinstance(expr, Alias):
         expr = expr.children[0]
     return expr.name if isinstance(expr, Column) else None

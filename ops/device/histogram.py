@@ -41,7 +41,9 @@ def histogram(values: Array, valid: Array | None, edges: np.ndarray, xp: ModuleT
     """
     edges = np.ascontiguousarray(edges, np.float64)
     if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all() or not np.isfinite(edges).all():
-        raise ParameterError(f"histogram(edges={edges.tolist()[:6]}): give at least two finite, ascending numbers.")
+        raise ParameterError(
+            f"histogram(edges={edges.tolist()[:6]}): give at least two finite, ascending numbers."
+        )
     if not on_device(xp):
         plain = np.asarray(values if valid is None else values[valid], np.float64)
         inside = plain[(plain >= edges[0]) & (plain <= edges[-1])]

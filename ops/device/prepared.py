@@ -55,7 +55,9 @@ class Place(Special):
         place = emit.let("int", emit.place(args[0].value, args[0].type, members.take(order)))
         found = emit.every([args[0].valid, emit.let("bool", f"{place} >= 0")])
         places = emit.table((Constants(order.cast(pa.int32())), "values"), "int")
-        return emit.term(type, f"{found} ? (long long){places}[{place}] : 0LL" if len(members) else "0LL", found)
+        return emit.term(
+            type, f"{found} ? (long long){places}[{place}] : 0LL" if len(members) else "0LL", found
+        )
 
 
 class InRow(Special):
@@ -105,7 +107,9 @@ class Label(Special):
     def lower(self, emit: Emitter, args: list[Term], type: pa.DataType) -> Term:
         labels = self.option("labels")
         words = tuple(dict.fromkeys(labels))
-        codes = emit.table((Constants(pa.array([words.index(label) for label in labels], pa.int32())), "values"), "int")
+        codes = emit.table(
+            (Constants(pa.array([words.index(label) for label in labels], pa.int32())), "values"), "int"
+        )
         index = args[0].value if args[0].valid == "true" else f"{args[0].valid} ? {args[0].value} : 0LL"
         code = emit.let("int", f"{codes}[{index}]")
         return Term(type, code, args[0].valid, None, ConstantWords(words))
@@ -194,7 +198,9 @@ def _imputed(step: Impute, field: pa.Field, prepared: Any) -> Prepared:
     return Prepared([filled, absent] if step.options["indicator"] else [filled], checks)
 
 
-def _codes(step: OneHot | Ordinal, field: pa.Field, prepared: Any) -> tuple[Expr, int, Expr, Expr, list[Expr]]:
+def _codes(
+    step: OneHot | Ordinal, field: pa.Field, prepared: Any
+) -> tuple[Expr, int, Expr, Expr, list[Expr]]:
     """The place among the categories, how many there are, which values are absent or unseen, and what is refused."""
     column = Column(field.name)
     values = step._values(field.name, field.type, prepared)

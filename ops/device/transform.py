@@ -69,7 +69,9 @@ class DeviceTransform(DeviceKernel):
         try:
             changed = iter(plan.run(table, xp, tables))
         except CheckFailedError:
-            self.step.apply(to_arrow(table.select([n for n in self.schema.names if n in self.step.columns])), prepared)
+            self.step.apply(
+                to_arrow(table.select([n for n in self.schema.names if n in self.step.columns])), prepared
+            )
             raise
         columns = []
         for field, column in zip(self.schema, table.columns):

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+
 from headwater.errors import ParameterError
 from headwater.ops.backend import to_host
 from headwater.ops.device.histogram import histogram

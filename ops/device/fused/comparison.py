@@ -26,7 +26,7 @@ _FEW = 8
 def _compare(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) -> Term:
     sign = SIGNS[call.function]
     if pa.types.is_string(args[0].type):
-        args = emit.together(args)
+        args = emit.together(args, ascending=call.function not in ("equal", "not_equal"))
     a, b = args
     if a.type != b.type:  # only unsigned against signed 64 bits come here
         return emit.strict(type, f"order({a.value}, {b.value}) {sign} 0", args)

@@ -25,8 +25,8 @@ def choose(emit: Emitter, condition: str, a: Term, b: Term) -> Term:
     return Term(a.type, emit.let(c_type(a.type), value), valid, None, a.words)
 
 
-def _together(emit: Emitter, terms: list[Term]) -> list[Term]:
-    return emit.together(terms) if pa.types.is_string(terms[0].type) else terms
+def _together(emit: Emitter, terms: list[Term], ascending: bool = False) -> list[Term]:
+    return emit.together(terms, ascending) if pa.types.is_string(terms[0].type) else terms
 
 
 @rule("when")
@@ -56,7 +56,7 @@ def _fill_nan(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) ->
 
 @rule("least", "greatest")
 def _extreme(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) -> Term:
-    first, *others = _together(emit, args)
+    first, *others = _together(emit, args, ascending=True)
     sign = "<" if call.function == "least" else ">"
     for other in others:
         better = f"{other.value} {sign} {first.value}"
@@ -73,7 +73,7 @@ def _extreme(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) -> 
 
 @rule("clip_lower", "clip_upper")
 def _clip(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) -> Term:
-    value, bound = _together(emit, args)
+    value, bound = _together(emit, args, ascending=True)
     sign = "<" if call.function == "clip_lower" else ">"
     outside = emit.let("bool", f"{value.value} {sign} {bound.value}")
     clipped = choose(emit, outside, bound, value)

@@ -166,12 +166,12 @@ class Emitter:
         valid = self.let("bool", f"{valids}[{place}]")
         return Term(lookup.type, self.let(ctype, f"{values}[{place}]"), valid, None, words)
 
-    def together(self, terms: list[Term]) -> list[Term]:
-        """Give strings one dictionary in ascending order, so that their codes compare as they do."""
+    def together(self, terms: list[Term], ascending: bool = True) -> list[Term]:
+        """Give strings one dictionary, so that their codes are equal where they are; or compare as they do."""
         sources = tuple(dict.fromkeys(term.words for term in terms if term.words is not None))
-        if len(sources) == 1 and isinstance(sources[0], JointWords):
+        if len(sources) == 1 and (not ascending or _ascends(sources[0])):
             return terms
-        joint = JointWords(sources)
+        joint = JointWords(sources, ascending)
         moved = []
         for term in terms:
             assert term.words is not None
@@ -208,6 +208,10 @@ class Emitter:
             name = f"a{len(self.arguments)}"
             self.arguments[key] = Argument(f"{declared} {name}", kind, of)
         return self.arguments[key].text.split()[-1]
+
+
+def _ascends(words: Words) -> bool:
+    return isinstance(words, JointWords) and words.ascending
 
 
 Rule = Callable[..., Term]

@@ -44,7 +44,7 @@ def _of_numbers(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) 
 
 @rule("metrics.correct", "metrics.indicator")
 def _of_labels(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) -> Term:
-    a, b = emit.together(args) if pa.types.is_string(args[0].type) else args
+    a, b = emit.together(args, ascending=False) if pa.types.is_string(args[0].type) else args
     _present(emit, a)
     if call.function == "metrics.correct":
         _present(emit, b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -37,9 +38,10 @@ class ConstantWords(Words):
 
 @dataclass(frozen=True)
 class JointWords(Words):
-    """The distinct values of several, ascending."""
+    """The distinct values of several; ascending, if their codes are to compare as they do."""
 
     sources: tuple[Words, ...]
+    ascending: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,11 @@ class Constants:
         return isinstance(other, Constants) and self.members.equals(other.members)
 
     def __hash__(self) -> int:
-        return hash((str(self.members.type), str(self.members.to_pylist())))
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((str(self.members.type), tuple(self.members.to_pylist())))
 
 
 class Tables:
@@ -131,7 +137,7 @@ class Tables:
             return self._looked_up(source).dictionary
         assert isinstance(source, JointWords)
         every = pa.chunked_array([self.words(part) for part in source.sources], pa.string()).unique()
-        return every.take(pc.sort_indices(every))
+        return every.take(pc.sort_indices(every)) if source.ascending else every
 
     def _host(self, recipe: Any, part: str) -> np.ndarray:
         if isinstance(recipe, Constants):
