@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -198,3 +199,42 @@ def test_members_that_share_a_device_exchange_through_the_host(two_devices, monk
             digests.add(result.digest("model"))
         assert (log["members"], log["transport"]) == (2, "host")
         assert len(digests) == 1
+
+
+def test_a_member_that_is_killed_between_exchanges_is_done_without(two_devices, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    victims: list[int] = []
+
+    def watch(snapshot) -> None:
+        """Kill a worker other than the one with the task, once training is under way."""
+        step = max((dict(stage.metrics or {}).get("loss", -1.0) for stage in snapshot.stages), default=-1.0)
+        if step >= 0 and not victims:
+            pids = session._executor.client.run(os.getpid)
+            idle = [address for address, count in busy().items() if not count]
+            victims.append(pids[idle[0]])
+            os.kill(victims[0], signal.SIGKILL)
+
+    def busy() -> dict[str, int]:
+        return session._executor.client.run(
+            lambda dask_worker: len(dask_worker.headwater.running()),
+            workers=list(session._executor.devices()),
+        )
+
+    with hw.Session(workers=3, device="gpu", progress=watch, journal=False) as session:
+        long = hw.train(
+            rows(),
+            target="y",
+            objective=objectives.LogisticRegression(),
+            optimizer=optim.adam(1e-2),
+            batch_size=50,
+            epochs=25,
+            features=[f"x{i}" for i in range(6)],
+            seed=3,
+        )
+        killed = session.run({"model": long})
+        (log,) = [stage.training for stage in killed.report.stages if stage.training]
+    assert victims
+    assert log["generations"] > 1
+    assert log["transport"] == "nccl"
+    with hw.Session(workers=1, device="gpu", **QUIET) as alone:
+        assert alone.run({"model": long}).digest("model") == killed.digest("model")
