@@ -38,6 +38,8 @@ TASK_BYTES = 256 << 20
 WORKER_BASE_BYTES = 112 << 20
 #: logical workers of a session in this process, where nobody says how many
 INLINE_WORKERS = 4
+#: seconds for a worker to find its GPU
+GPU_SECONDS = 60.0
 
 
 class RunResult:
@@ -209,6 +211,8 @@ class Session:
             if self._executor is None:
                 self._executor = self._open()
                 atexit.register(self._executor.close)  # a session that is never closed leaves no scratch
+                if self.device == "gpu" or (self.device == "auto" and self._starts_on_gpus()):
+                    self._executor.await_gpu(GPU_SECONDS)
                 if self.device == "gpu" and not self._executor.gpu_workers():
                     executor, self._executor = self._executor, None
                     problem = _no_gpu(executor)
@@ -434,13 +438,16 @@ class Session:
             return physical
         return replace(physical, stages=tuple(replace(stage, device="cpu") for stage in physical.stages))
 
+    def _starts_on_gpus(self) -> bool:
+        """Whether this session has a local cluster on a machine with GPUs."""
+        from .ops.device.discovery import has_cupy, visible_devices
+
+        return self.address is None and bool(visible_devices()) and has_cupy()
+
     def _gpu_workers(self, start: bool = True) -> int:
         """How many workers have a GPU; of a local cluster that hasn't started, how many will have."""
-        if self._executor is None and self.address is None:
-            from .ops.device.discovery import has_cupy, visible_devices
-
-            if not (visible_devices() and has_cupy()):
-                return 0
+        if self._executor is None and self.address is None and not self._starts_on_gpus():
+            return 0
         if self._executor is None and start:
             self.start()
         if self._executor is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,6 +25,8 @@ from .workers.worker_plugin import HeadwaterWorkerPlugin
 _LOOK_SECONDS = 1.0
 #: seconds for a node to delete what it keeps
 _DROP_SECONDS = 30.0
+#: seconds between looks at who has come
+_GREET_SECONDS = 0.05
 
 
 class DaskExecutor:
@@ -95,6 +98,16 @@ class DaskExecutor:
     def gpu_workers(self) -> int:
         """How many workers have a GPU."""
         return sum(worker.gpu for worker in self.workers())
+
+    def await_gpu(self, seconds: float) -> None:
+        """Wait until a worker has told that it has a GPU, or all have told what they have; CuPy takes long to import.
+
+        Args:
+            seconds: at most.
+        """
+        end = time.monotonic() + seconds
+        while not self.gpu_workers() and self.membership.awaited() and time.monotonic() < end:
+            time.sleep(_GREET_SECONDS)
 
     def describe_devices(self) -> str:
         """Write what GPU each worker has, or why it has none, a line for each."""

@@ -120,6 +120,9 @@ class Executor(Protocol):
     def gpu_workers(self) -> int:
         """How many workers have a GPU."""
 
+    def await_gpu(self, seconds: float) -> None:
+        """Wait until a worker has told that it has a GPU, or all have told what they have."""
+
     def describe_devices(self) -> str:
         """Write what GPU each worker has, or why it has none, a line for each."""
 

@@ -88,6 +88,9 @@ class InlineExecutor:
         """How many workers have a GPU: all or none."""
         return sum(worker.gpu for worker in self.workers())
 
+    def await_gpu(self, seconds: float) -> None:
+        """There is nothing to wait for."""
+
     def describe_devices(self) -> str:
         """Write what GPU this process has, or why it has none."""
         device, problem = self._device()

@@ -68,6 +68,11 @@ class Membership:
         with self._lock:
             return [self._joined[address] for address in sorted(self._joined)]
 
+    def awaited(self) -> int:
+        """How many workers Dask knows that haven't told yet who they are."""
+        with self._lock:
+            return len(self._known - set(self._joined))
+
     def nodes(self) -> dict[str, tuple[str, ...]]:
         """Addresses of the living workers of each node."""
         found: dict[str, list[str]] = {}

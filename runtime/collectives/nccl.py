@@ -26,7 +26,7 @@ from .tree import Span, schedule
 #: adds vectors in the order of a schedule's steps
 Adder = Callable[[Sequence[tuple[int, int, int]], Sequence[Any], ModuleType], Any]
 #: seconds to wait for the others before a communicator is let go
-_CLOSE_SECONDS = 2.0
+_CLOSE_SECONDS = 30.0
 
 
 class NcclGroup:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import cloudpickle
 import numpy as np
 import pyarrow as pa
 import pytest
+from distributed import LocalCluster, Nanny
 
 import headwater as hw
 from headwater import session as sessions
@@ -238,3 +241,41 @@ def test_a_member_that_is_killed_between_exchanges_is_done_without(two_devices, 
     assert log["transport"] == "nccl"
     with hw.Session(workers=1, device="gpu", **QUIET) as alone:
         assert alone.run({"model": long}).digest("model") == killed.digest("model")
+
+
+def test_worker_processes_of_a_node_are_bound_in_turn(two_devices, tmp_path):
+    """As `headwater worker --workers 3` starts them on a machine with two devices."""
+    scheduler = LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address=None)
+    with scheduler, ExitStack() as stack:
+        command = [sys.executable, "-P", "-m", "headwater.cli", "worker", scheduler.scheduler_address]
+        options = ["--workers=3", "--nthreads=1", f"--scratch={tmp_path}"]
+        workers = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
+        stack.callback(workers.wait, 30)
+        stack.callback(workers.terminate)
+        scheduler.wait_for_workers(3, timeout=60)
+        with hw.Session(scheduler.scheduler_address, device="gpu", **QUIET) as session:
+            found = [info for info in session._executor.devices().values() if info is not None]
+            devices = Counter(info.identity.split(":")[1] for info in found)
+            assert devices == {"0": 2, "1": 1}
+            assert all(info.sharers == devices[info.identity.split(":")[1]] for info in found)
+
+
+@pytest.mark.parametrize(("given", "device"), [("1,0", "1"), ("0", "0")])
+def test_a_worker_keeps_the_device_that_it_was_given(two_devices, monkeypatch, given, device):
+    """As those that dask-cuda starts, whose own device is the first of all."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    with LocalCluster(
+        n_workers=1, processes=True, dashboard_address=None, worker_class=Nanny, env=dict(os.environ)
+    ) as cluster, hw.Session(cluster.scheduler_address, device="gpu", **QUIET) as session:
+        (info,) = session._executor.devices().values()
+        assert info.identity.endswith(f"/0000:{device}:00.0")
+
+
+def test_a_worker_that_is_to_have_no_device_has_none(two_devices):
+    with (
+        LocalCluster(
+            n_workers=1, dashboard_address=None, resources={"GPU": 0}, env=dict(os.environ)
+        ) as cluster,
+        hw.Session(cluster.scheduler_address, **QUIET) as session,
+    ):
+        assert session._executor.gpu_workers() == 0

@@ -8,15 +8,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import headwater as hw
+from headwater.errors import ClusterError
 from headwater.ops.kernel import Kernel
 from headwater.ops.partitioner import HashPartitioner
 from headwater.ops.source import Source, Split
 from headwater.planner.plan import Exchange, PhysicalPlan, ScanLeaf, ShuffleLeaf, Stage, Step
 from headwater.runtime.devices.assignment import Binding, bind
+from headwater.runtime.driver import Driver
+from headwater.runtime.inline import InlineExecutor
 from headwater.runtime.placement import Attempt, Placement, TaskRun, WorkerSlots
 from headwater.runtime.scheduler import Scheduler
 from headwater.runtime.scheduler_events import Cause, Launch, TaskFinished, WorkerJoined, WorkerLeft
 from headwater.runtime.task import Block, Metrics, PartitionResult, Task, TaskResult
+from headwater.session import plan
 
 SCHEMA = pa.schema([("x", pa.int64())])
 
@@ -147,3 +152,16 @@ def test_processes_share_devices_in_turn():
     assert bind(None, ["0"]) == [Binding("0"), Binding(), Binding(), Binding()]
     assert [b.device for b in bind(None, list("012345"))] == list("012345")
     assert bind(2, []) == [Binding(), Binding()]
+
+
+def test_a_run_that_finds_no_device_in_time_fails_and_says_so():
+    executor = InlineExecutor(device=False)
+    sources = hw.range(10, partitions=2)
+    physical = plan({"rows": sources})
+    stages = tuple(replace(stage, device="gpu") for stage in physical.stages)
+    driver = Driver(replace(physical, stages=stages), executor, worker_timeout=0.2)
+    with pytest.raises(
+        ClusterError, match=r"no worker with a GPU for 0 seconds, and scan range.* waits for one"
+    ):
+        driver.run()
+    executor.close()
