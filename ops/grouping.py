@@ -76,9 +76,12 @@ def group(columns: Sequence[pa.ChunkedArray | pa.Array], rows: int) -> Groups:
     """
     if not columns or not rows:
         return Groups(np.zeros(rows, dtype=np.int64), min(rows, 1))
-    codes, count = encode(contiguous(columns[0]))
-    for column in columns[1:]:
-        more, size = encode(contiguous(column))
+    arrays = [contiguous(column) for column in columns]
+    if len(arrays) > 1 and (places := _few_places(arrays)) is not None:
+        return Groups(*_number_places(*places))
+    codes, count = encode(arrays[0])
+    for array in arrays[1:]:
+        more, size = encode(array)
         pairs = codes * size + more
         if count * size <= _SPARSE * rows:
             codes, count = _number_places(pairs, count * size)
@@ -105,11 +108,7 @@ def encode(array: pa.Array) -> tuple[np.ndarray, int]:
     if _is_listlike(type):
         array = _list_bytes(array)
     elif pa.types.is_dictionary(type):
-        nulls = null_mask(array)
-        places = array.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64) + 1
-        if nulls is not None:
-            places[nulls] = 0
-        return _number_places(places, len(array.dictionary) + 1)
+        return _number_places(*_dictionary_places(array))
     elif pa.types.is_null(type):
         return np.zeros(len(array), dtype=np.int64), min(len(array), 1)
     elif pa.types.is_interval(type):
@@ -174,6 +173,36 @@ def _places(array: pa.Array) -> tuple[np.ndarray, int] | None:
     if nulls is not None:
         places[nulls] = 0
     return places, high - low + 2
+
+
+def _dictionary_places(array: pa.Array) -> tuple[np.ndarray, int]:
+    """Values as places, the last one for null if there is any, and how many places there are."""
+    size, nulls = len(array.dictionary), null_mask(array)
+    if nulls is None:
+        return array.indices.to_numpy(zero_copy_only=False).astype(np.int64), size
+    places = array.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    places[nulls] = size
+    return places, size + 1
+
+
+def _few_places(arrays: Sequence[pa.Array]) -> tuple[np.ndarray, int] | None:
+    """Rows of dictionaries' values as places, and how many there are; None if there are others, or many values.
+
+    So few values needn't be numbered column by column.
+    """
+    rows, size = len(arrays[0]), 1
+    for array in arrays:
+        if not pa.types.is_dictionary(array.type):
+            return None
+        size *= len(array.dictionary) + 1
+    if 8 * size > rows:
+        return None
+    places, _ = _dictionary_places(arrays[0])
+    for array in arrays[1:]:
+        more, count = _dictionary_places(array)
+        places *= count
+        places += more
+    return places, size
 
 
 def _number_places(places: np.ndarray, size: int) -> tuple[np.ndarray, int]:

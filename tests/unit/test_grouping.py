@@ -22,6 +22,7 @@ KEYS = {
     "days": lambda r, n: pa.array([DAY + datetime.timedelta(int(x)) for x in r.integers(-5, 5, n)]),
     "truths": lambda r, n: pa.array(r.integers(0, 2, n).astype(bool)),
     "text": lambda r, n: pa.array(r.integers(0, 40, n)).cast(pa.string()),
+    "dictionary": lambda r, n: pa.array(r.integers(0, 4, n)).cast(pa.string()).dictionary_encode(),
 }
 
 
