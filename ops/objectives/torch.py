@@ -40,7 +40,9 @@ class Torch(Objective):
 
     The module gets "x", of shape (rows, features), float32 (or ``dtype``), or int64 if all features are integers; or,
     with ``columns``, these columns in order. It reshapes them itself. It computes with one thread, so that the
-    bits don't depend on how many there are; dropout is seeded by seed, shard and step.
+    bits don't depend on how many there are; dropout is seeded by seed, shard and step. First parameters are drawn on
+    the host; on a GPU, dropout is drawn by the device's own generator, which gives other masks than the host's, the
+    same ones each time.
 
     Parameters with ``requires_grad=False`` keep their values. Buffers that change (running means of
     batch normalization) are averaged over shards by rows; batch normalization sees a shard's part of a batch.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -44,20 +45,49 @@ def in_torch(seed: int | None = None) -> Iterator[ModuleType]:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            if seed is None:
-                yield torch
-            else:
-                with _seeded(torch, seed):
+            with _repeatable(torch) if _on_cuda(torch) else nullcontext():
+                if seed is None:
                     yield torch
+                else:
+                    with _seeded(torch, seed):
+                        yield torch
         finally:
             torch.set_num_threads(threads)
+
+
+def _on_cuda(torch: Any) -> bool:
+    """Whether tensors lie on a device in this thread."""
+    return array_namespace() is not np and bool(torch.cuda.is_available())
+
+
+@contextmanager
+def _repeatable(torch: Any) -> Iterator[None]:
+    """Take kernels on the device that give the same bits each time, in this block; PyTorch warns where it has none.
+
+    A module that has such an operation is found by the check before the first step.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
+    cudnn = torch.backends.cudnn
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        cudnn.deterministic,
+        cudnn.benchmark,
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark = before[2:]
 
 
 @contextmanager
 def _seeded(torch: Any, seed: int) -> Iterator[None]:
     """Draw from a seed in this block, on the host and on the device in use."""
     generators = [torch.default_generator]
-    if array_namespace() is not np and torch.cuda.is_available():
+    if _on_cuda(torch):
         generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
     before = [generator.get_state() for generator in generators]
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DivergedError, ParameterError
-from ..backend import Array, array_namespace
+from ..backend import Array, array_namespace, to_host
 from ..objectives.objective import Objective
 from .history import new_history, read_history, record_epoch, record_step
 from .norm_blocks import NORM_BLOCK, block_squares
@@ -170,6 +170,8 @@ class Minibatch:
     def update(self, state: State, sums: Mapping[str, Array]) -> State:
         """Return the next state; arrays of ``state`` and ``sums`` may be used up."""
         piece = None
+        # looked at number by number, each of which would wait for a device
+        sums = {name: to_host(array) if name in ("totals", "bad") else array for name, array in sums.items()}
         if self.makes_update(state, sums):
             piece = self.update_slice(state, sums, slice(0, len(state["params"])))
         return self.finish(state, sums, piece)
@@ -405,7 +407,7 @@ class Minibatch:
         bad = np.zeros(state["shards"])
         fine = math.isfinite(totals[1]) and (grad is None or bool(xp.isfinite(grad.sum())))
         bad[shard.index] = 0.0 if fine else 1.0
-        return {"totals": xp.asarray(totals), "bad": xp.asarray(bad)}
+        return {"totals": totals, "bad": bad}  # small, and looked at on the host
 
     def _bad(self, sums: Mapping[str, Array]) -> list[int]:
         return [i for i, flag in enumerate(sums["bad"].tolist()) if flag]

@@ -20,8 +20,12 @@ def read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
         [1, 2]
     """
     context = copy_context()  # the array namespace may have been chosen for the calling thread alone
+
+    def following() -> Batch | None:
+        return context.run(next, batches, None)
+
     with ThreadPoolExecutor(1, thread_name_prefix="headwater-read-ahead") as pool:
-        coming = pool.submit(context.run, next, batches, None)
+        coming = pool.submit(following)
         while (batch := coming.result()) is not None:
-            coming = pool.submit(context.run, next, batches, None)
+            coming = pool.submit(following)
             yield batch

@@ -93,3 +93,15 @@ def test_column_sums_have_the_twins_bits(shape, dtype, xp):
         result = column_sums(xp.asarray(values), xp, None if given is None else xp.asarray(given))
         assert expected.tobytes() == result.get().tobytes()
     np.testing.assert_allclose(column_sums(values, np), values.sum(axis=0, dtype=np.float64), atol=1e-9)
+
+
+@pytest.mark.gpu
+def test_more_than_two_to_the_31_elements(xp):
+    rows = (1 << 27) + 3
+    x = xp.ones((rows, 17), dtype=np.float32)
+    x[-1] = 2
+    assert column_sums(x, xp).get().tolist() == [rows + 1.0] * 17
+    weights = xp.zeros(17, dtype=np.float32)
+    sums = linear_gradient("squared", x, xp.ones(rows, dtype=np.float32), None, weights, None, xp)
+    assert float(sums.weight) == rows
+    assert sums.weights.get().tolist() == [-(rows + 1.0)] * 17

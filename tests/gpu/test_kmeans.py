@@ -94,3 +94,14 @@ def test_what_fits():
         False,
         False,
     ]
+
+
+@pytest.mark.gpu
+def test_more_than_two_to_the_31_elements(xp):
+    rows = (1 << 27) + 3
+    x = xp.zeros((rows, 17), dtype=np.float32)
+    x[rows // 2 :] = 1
+    sums = CenterSums(np.array([np.zeros(17), np.ones(17)]), np.zeros(17), np.float32, xp)
+    sums.add(x)
+    half = float(rows - rows // 2)
+    assert sums.total().get().tolist() == [[0.0] * 17 + [float(rows // 2)], [half] * 18]

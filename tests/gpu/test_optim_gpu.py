@@ -57,7 +57,10 @@ def test_optimizers_have_the_same_bits(optimizer, dtype, xp):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS[:8], ids=repr)
 def test_what_is_not_finite_stays_so(optimizer, xp):
-    expected, result = fitted(optimizer, np, np.float32, odd=True), fitted(optimizer, xp, np.float32, odd=True)
+    expected, result = (
+        fitted(optimizer, np, np.float32, odd=True),
+        fitted(optimizer, xp, np.float32, odd=True),
+    )
     for name, array in expected.items():
         np.testing.assert_array_equal(result[name], array, name)
 
@@ -89,3 +92,12 @@ def test_arrays_may_begin_anywhere(xp):
 def test_norms_have_the_same_bits(xp):
     arrays = drawn(np.random.default_rng(2), np.float64)
     assert optim.global_norm({n: xp.asarray(a) for n, a in arrays.items()}) == optim.global_norm(arrays)
+
+
+@pytest.mark.gpu
+def test_more_than_two_to_the_31_elements(xp):
+    size = (1 << 31) + 5
+    params = {"w": xp.ones(size, dtype=np.float32)}
+    grads = {"w": xp.ones(size, dtype=np.float32)}
+    params, _ = optim.sgd(0.5).update(grads, {}, params, 0)
+    assert bool((params["w"] == 0.5).all())
