@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,8 @@ from .tree import Span, schedule
 Adder = Callable[[Sequence[tuple[int, int, int]], Sequence[Any], ModuleType], Any]
 #: seconds to wait for the others before a communicator is let go
 _CLOSE_SECONDS = 30.0
+#: seconds that a member has to notice that the group was abandoned
+_ABANDON_SECONDS = 1.0
 
 
 class NcclGroup:
@@ -174,6 +177,10 @@ class NcclGroup:
     def abandon(self, why: str = "") -> None:
         """End the group from any thread; whoever waits for the device notices within milliseconds."""
         self.group.abandon(why)
+        if self._link is not None:  # whoever is in an operation ends it, unless NCCL keeps it
+            later = threading.Timer(_ABANDON_SECONDS, self._link.abort)
+            later.daemon = True
+            later.start()
 
     def close(self) -> None:
         """Leave the group, after the last operation."""
