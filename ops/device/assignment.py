@@ -43,7 +43,8 @@ class CenterSums:
 
     Example:
         >>> sums = CenterSums(np.array([[0.0], [5.0]]), np.zeros(1), np.float64, np)
-        >>> sums.add(np.array([[1.0], [4.0], [6.0]]))
+        >>> sums.add(np.array([[1.0], [4.0], [6.0]])).tolist()
+        [0, 1, 1]
         >>> sums.total().tolist()
         [[1.0, 1.0], [10.0, 2.0]]
     """
