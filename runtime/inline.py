@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from ..errors import ParameterError
 from ..lineage.owner import this_process
+from ..ops.device.cache import DeviceCache
 from ..planner.plan import Storage
 from .collectives.endpoint import Endpoint
 from .devices.device_info import DeviceInfo
-from .devices.worker_device import describe_device
+from .devices.worker_device import cache_of, describe_device
 from .executor import failed
 from .nodes.kept import Kept
 from .nodes.node_store import NodeStore
@@ -72,6 +73,7 @@ class InlineExecutor:
         self._kept_bytes = kept_bytes
         self._use_device = device
         self._found: tuple[DeviceInfo | None, str] | None = None
+        self._cache: DeviceCache | None = None
 
     def workers(self) -> list[WorkerJoined]:
         """The logical workers that live."""
@@ -99,7 +101,14 @@ class InlineExecutor:
     def _device(self) -> tuple[DeviceInfo | None, str]:
         if self._found is None:
             self._found = describe_device() if self._use_device else (None, "")
+            self._cache = cache_of(self._found[0])
         return self._found
+
+    @property
+    def device_cache(self) -> DeviceCache | None:
+        """Blocks on this process's GPU; None without one."""
+        self._device()
+        return self._cache
 
     def open(self, run: str, epoch: int = 0) -> InlineChannel:
         """Open a channel for a run."""
@@ -229,6 +238,8 @@ class InlineChannel:
         self.stop()
         for store in self._executor.stores:
             store.remove_run(self._run)
+        if self._executor.device_cache is not None:
+            self._executor.device_cache.forget(self._run)
         self._executor.forget(self)
 
     def abandon(self) -> None:
@@ -242,7 +253,14 @@ class InlineChannel:
         training = TrainingHost(service, lambda known: Alone(service, worker))
         try:
             result = run_task(
-                task, program, store, fetcher, worker, broadcasts=self._broadcasts, training=training
+                task,
+                program,
+                store,
+                fetcher,
+                worker,
+                broadcasts=self._broadcasts,
+                training=training,
+                device_cache=self._executor.device_cache,
             )
             return TaskFinished(result)
         except Exception as error:

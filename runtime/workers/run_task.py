@@ -19,14 +19,26 @@ from ...errors import HeadwaterError, PlanError
 from ...lineage.fingerprint import Fingerprint
 from ...lineage.stream_fingerprint import StreamFingerprint
 from ...ops.backend import stage_backend
+from ...ops.device.cache import DeviceCache
 from ...ops.device.partition import DevicePartition
+from ...ops.device.transfer import ToDevice, ToHost
 from ...ops.kernel import Broadcast, Context, Stream
 from ...ops.partitioned import PartitionedTable
 from ...ops.partitioner import KeySample, KeySampler
 from ...ops.sink import StagedFile
 from ...ops.source import Split, read_exactly
 from ...ops.training.train import TrainKernel
-from ...planner.plan import BroadcastLeaf, Leaf, Operator, ScanLeaf, ShuffleLeaf, Step, UnionStep, all_leaves
+from ...planner.plan import (
+    BlockLeaf,
+    BroadcastLeaf,
+    Leaf,
+    Operator,
+    ScanLeaf,
+    ShuffleLeaf,
+    Step,
+    UnionStep,
+    all_leaves,
+)
 from ..fault_points import reach, reaching
 from ..nodes.block_index import BlockLabel
 from ..nodes.node_store import NodeStore
@@ -43,6 +55,7 @@ from ..task import (
 )
 from ..training.stage import TrainingHost, train_stage
 from .broadcast import BroadcastCache, SharedBroadcast
+from .device_blocks import DeviceBlocks
 from .exchange import write_block
 from .fetch import Fetcher, Inputs, Relocate
 from .recut import recut
@@ -61,6 +74,7 @@ def run_task(
     mailbox: Mailbox | None = None,
     progress: TaskProgress | None = None,
     training: TrainingHost | None = None,
+    device_cache: DeviceCache | None = None,
 ) -> TaskResult:
     """Run one attempt at a task.
 
@@ -75,6 +89,7 @@ def run_task(
         mailbox: where the driver tells new places of inputs that are lost; None makes a loss an error.
         progress: told how far the task is.
         training: lends what a train stage needs.
+        device_cache: keeps blocks on the worker's device, too.
 
     Returns:
         The blocks or staged files, and what it took.
@@ -86,7 +101,9 @@ def run_task(
         HeadwaterError: what a kernel, source or sink raised on purpose. Other exceptions come with a
             note that tells the stage and partition.
     """
-    attempt = _Attempt(task, program, store, fetcher, cancelled, broadcasts, mailbox, progress, training)
+    attempt = _Attempt(
+        task, program, store, fetcher, cancelled, broadcasts, mailbox, progress, training, device_cache
+    )
     started = time.perf_counter()
     partitions = attempt.run()
     metrics = Metrics(seconds=time.perf_counter() - started, **attempt.counts)
@@ -111,6 +128,7 @@ class _Attempt:
         mailbox: Mailbox | None,
         progress: TaskProgress | None,
         training: TrainingHost | None,
+        device_cache: DeviceCache | None,
     ):
         self.task, self.program, self.store, self.fetcher = task, program, store, fetcher
         self.cancelled = cancelled or threading.Event()
@@ -118,6 +136,7 @@ class _Attempt:
         self.mailbox = mailbox
         self.progress = progress or TaskProgress(len(task.partitions))
         self.training = training
+        self.device_blocks = DeviceBlocks(device_cache, task) if device_cache is not None else None
         self.training_log: dict[str, Any] | None = None
         self.counts: Counter[str] = Counter()
         #: a task's memory, shared by what holds rows at the same time
@@ -200,6 +219,8 @@ class _Attempt:
                 reach("shuffle-write")
             self._check_cancelled()
             size = file.publish()
+        if self.device_blocks is not None:
+            self.device_blocks.keep(index)
         self.counts["spilled_bytes"] += written.spilled_bytes
         return Block(
             task.stage,
@@ -229,8 +250,14 @@ class _Attempt:
             return self._read(operator, given)
         if isinstance(operator.kernel, TrainKernel):
             return self._train(operator, operator.kernel)
+        kernel, blocks = operator.kernel, self.device_blocks
+        if isinstance(kernel, ToDevice) and blocks is not None and isinstance(operator.inputs[0], BlockLeaf):
+            leaf = operator.inputs[0]
+            if (there := blocks.find(given.slots[leaf.slot])) is not None:  # type: ignore[arg-type]
+                return self._watched(self._counted(iter(there), leaf.slot))  # type: ignore[arg-type]
         inputs = [self._evaluate(child, given, partition) for child in operator.inputs]
-        kernel = operator.kernel
+        if operator is self.program.operator and isinstance(kernel, ToHost) and blocks is not None:
+            inputs = [blocks.passing(inputs[0])]  # type: ignore[arg-type, list-item]
         if isinstance(kernel, DevicePartition) and self.program.exchange is not None:
             # as the block's writer would: ranges have boundaries now, and partitions count over the stage
             kernel, partition = replace(kernel, partitioner=self.program.exchange.partitioner), given.index

@@ -165,7 +165,7 @@ class WorkerRuntime:
                 lambda known: DaskNetwork(lambda: self.worker, self.training, known),
                 lambda: self.draining,
             )
-            shared = (self.broadcasts, mailbox, progress, training)
+            shared = (self.broadcasts, mailbox, progress, training, self.device_cache)
             try:
                 return run_task(task, program, self.store, self.fetcher, name, flag, *shared)
             except HeadwaterError as error:

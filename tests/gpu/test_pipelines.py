@@ -116,6 +116,28 @@ def test_rows_are_those_of_the_host(device, name):
     assert run(outputs_of(name), "gpu")[1] == digests
 
 
+def test_blocks_stay_on_the_device_for_who_reads_them_next(device):
+    def outputs_of(rows: hw.Dataset) -> dict[str, Any]:
+        return {
+            "top": rows.sort("double", "order").limit(5),
+            "n": rows.agg(n=hw.count(), last=hw.max("order")),
+        }
+
+    rows = orders().select("order", double=col("price") * 2)
+    expected, _, _ = run(outputs_of(rows), "cpu")
+    with hw.Session("inline", device="gpu", journal=False) as session:
+        with session.run(outputs_of(rows.persist())) as result:
+            for name, table in expected.items():
+                assert result.table(name).equals(table)
+            cache = session._executor.device_cache
+            assert cache.hits == 6  # two readers of three partitions
+            assert cache.bytes > 0
+            persisted = next(stage for stage in result.report.stages if stage.to_device_bytes > 9 * ROWS)
+            others = [stage for stage in result.report.stages if stage is not persisted]
+            assert sum(stage.to_device_bytes for stage in others) < 1000
+        assert cache.bytes == 0
+
+
 @pytest.mark.parametrize("name", ["flights", "adult_model"])
 def test_examples(device, name):
     data = DATA / "nycflights13" if name == "flights" else DATA
