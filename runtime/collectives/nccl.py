@@ -174,6 +174,31 @@ class NcclGroup:
         with self.group.together("all_gather", shape, note, timeout=timeout) as deadline:
             return self._gather(chunks, lengths, deadline)
 
+    def shift(
+        self,
+        arrays: Sequence[Any],
+        lengths: Sequence[int],
+        note: bytes = b"",
+        *,
+        timeout: float | None = None,
+    ) -> list[Any]:
+        """Give arrays to the next rank, the first one after the last, and get those of the rank before.
+
+        Args:
+            arrays: of any lengths; all members give as many, of the same types.
+            lengths: of those that come.
+            note, timeout: see the class.
+        """
+        kinds = ",".join(np.dtype(array.dtype).str for array in arrays)
+        with self.group.together(f"shift {kinds}", None, note, timeout=timeout) as deadline:
+            if self.size == 1:
+                return list(arrays)
+            given = [self._xp.ascontiguousarray(array) for array in arrays]
+            got = [self._xp.empty(length, array.dtype) for array, length in zip(arrays, lengths)]
+            after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+            self._exchange([(array, after) for array in given], [(array, before) for array in got], deadline)
+            return got
+
     def abandon(self, why: str = "") -> None:
         """End the group from any thread; whoever waits for the device notices within milliseconds."""
         self.group.abandon(why)

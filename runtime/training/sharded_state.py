@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from ...ops.backend import array_namespace, to_host
 from ...ops.training.minibatch import Minibatch, Piece
 from ...ops.training.program import State
+from ..collectives.nccl import NcclGroup
 from .transport import AnyGroup, for_group
 
 Arrays = Mapping[str, np.ndarray]
@@ -32,7 +33,8 @@ class Held:
     Attributes:
         step: that it includes.
         start, stop: which elements of the parameters it belongs to.
-        arrays: of the optimizer's state, each of ``stop - start`` elements, on the host.
+        arrays: of the optimizer's state, each of ``stop - start`` elements: on the device where the gang exchanges
+            between devices, else on the host.
     """
 
     step: int
@@ -47,6 +49,10 @@ class Held:
             return None
         cut = {name: array[low - self.start : high - self.start] for name, array in self.arrays.items()}
         return Held(self.step, low, high, cut)
+
+    def on_host(self) -> Held:
+        """The same, with arrays that can travel."""
+        return replace(self, arrays={name: to_host(array) for name, array in self.arrays.items()})
 
 
 class ShardedState:
@@ -84,7 +90,7 @@ class ShardedState:
         for rank in range(group.size):
             wanted = [ranges[rank], ranges[rank - 1]]
             cuts = (part.part(r.start, r.stop) for r in wanted for part in (held if step else ()))
-            payloads.append(pickle.dumps([cut for cut in cuts if cut is not None], 5))
+            payloads.append(pickle.dumps([cut.on_host() for cut in cuts if cut is not None], 5))
         found = [part for got in group.all_to_all(payloads) for part in pickle.loads(got)] if step else held
         like = {name: to_host(array).dtype for name, array in state["optimizer"].items()}
         mine, shadow = (_put_together(found, step, where, like) for where in (own, before))
@@ -136,8 +142,10 @@ class ShardedState:
         where = group.chunk(size)
         pieces = dict(zip((names[n] for n in large), _on_device(chunks)))
         piece = self._update(state, {**total, **pieces}, where, size)
-        mine = Held(step + 1, where.start, where.stop, {n: to_host(a) for n, a in piece.optimizer.items()})
-        squares, shadow = self._exchange(group, mine, piece.squares)
+        mine = Held(step + 1, where.start, where.stop, dict(piece.optimizer))
+        squares, shadow = self._exchange(
+            group, mine if group.on_device else mine.on_host(), piece.squares, size
+        )
         self._held = [part for part in self._held if part.step == step] + [mine, shadow]
         (params,) = group.all_gather([for_group(group, piece.params)], [size])
         whole = Piece(_on_device([params])[0], piece.optimizer, squares)
@@ -161,12 +169,23 @@ class ShardedState:
         whole = group.all_gather(chunks, [size] * len(names))
         state["optimizer"] = dict(zip(names, _on_device(whole)))
 
-    def _exchange(self, group: AnyGroup, mine: Held, squares: np.ndarray) -> tuple[np.ndarray, Held]:
+    def _exchange(
+        self, group: AnyGroup, mine: Held, squares: np.ndarray, size: int
+    ) -> tuple[np.ndarray, Held]:
         """Send the own part to the buddy, and to all what the norm of the gradient is made from."""
-        buddy = (group.rank + 1) % group.size
-        payloads = [pickle.dumps((squares, mine if rank == buddy else None), 5) for rank in range(group.size)]
+        buddy, given = (group.rank + 1) % group.size, None if isinstance(group, NcclGroup) else mine
+        squares = to_host(squares)
+        payloads = [
+            pickle.dumps((squares, given if rank == buddy else None), 5) for rank in range(group.size)
+        ]
         found = [pickle.loads(got) for got in group.all_to_all(payloads)]
-        return np.concatenate([part for part, _ in found]), found[group.rank - 1][1]
+        shadow = found[group.rank - 1][1]
+        if isinstance(group, NcclGroup):
+            before = group.chunk(size, (group.rank - 1) % group.size)
+            arrays = [for_group(group, array) for array in mine.arrays.values()]
+            there = group.shift(arrays, [before.stop - before.start] * len(arrays))
+            shadow = Held(mine.step, before.start, before.stop, dict(zip(mine.arrays, there)))
+        return np.concatenate([part for part, _ in found]), shadow
 
     def _advanced(self, state: State, step: int) -> State:
         """The parts are those of the next step too, which changes nothing of them."""

@@ -289,3 +289,17 @@ def test_vectors_are_added_in_the_order_that_is_given(xp, dtype):
             continue
         exact = ((host[0] + host[1]) + (host[2] + host[3])) + host[4]
         np.testing.assert_array_equal(due, exact)
+
+
+@pytest.mark.parametrize("ranges", [SPLITS[0], SPLITS[1], SPLITS[4]])
+def test_arrays_go_round_by_one_rank(members, ranges):
+    gang = members(ranges)
+
+    def job(group: Group) -> None:
+        device, before = gang.device(group), (group.rank - 1) % group.size
+        mine = [gang.xp.arange(group.rank + 2.0), gang.xp.full(3, group.rank, "i4")[::2]]
+        got = device.shift(mine, [before + 2, 2])
+        assert [array.get().tolist() for array in got] == [list(range(before + 2)), [before, before]]
+        device.close()
+
+    assert gang.run(job) == [None] * len(ranges)
