@@ -60,7 +60,7 @@ class FusedPlan:
         return [name for name in self.schema.names if name in read]
 
     def code(self, nullable: frozenset[str] = frozenset()) -> str:
-        """The source of the kernel where these columns come with a validity; of up to 64 results."""
+        """The source of the kernel where these columns come with a validity; of one of the `parts`."""
         return self._program(nullable).code
 
     def run(self, table: DeviceTable, xp: ModuleType, tables: Tables | None = None) -> list[DeviceColumn]:
@@ -83,7 +83,7 @@ class FusedPlan:
         if not self.exprs and not self.checks:
             return []
         tables = (tables or Tables(xp)).bind(table)
-        if len(self.exprs) > _RESULTS:
+        if len(self.parts) > 1:
             return [column for part in self.parts for column in part.run(table, xp, tables)]
         nullable = frozenset(name for name in self.columns if table.column(name).valid is not None)
         program = self._program(nullable)
@@ -107,13 +107,21 @@ class FusedPlan:
 
     @cached_property
     def parts(self) -> list[FusedPlan]:
-        """Plans of as many results as a kernel has; the first does the checks."""
-        cuts = range(0, max(1, len(self.exprs)), _RESULTS)
-        slices = [slice(start, start + _RESULTS) for start in cuts]
-        return [
+        """Plans that one kernel each computes; the first does the checks."""
+        results = len(self.exprs)
+        if results <= _RESULTS:
+            try:
+                self._program(frozenset(self.schema.names))
+                return [self]
+            except TooManyError:
+                if results < 2:
+                    raise
+        cuts = (slice(0, results // 2), slice(results // 2, results))
+        halves = [
             FusedPlan(self.exprs[cut], self.schema, self.types[cut], () if cut.start else self.checks)
-            for cut in slices
+            for cut in cuts
         ]
+        return [part for half in halves for part in half.parts]
 
     def _program(self, nullable: frozenset[str]) -> Program:
         return _written(self._key, nullable)
@@ -152,6 +160,10 @@ class FusedPlan:
             if np.any(columns_of.to_device(evaluate_column(check, rows), np).values):
                 raise CheckFailedError(f"{check} holds in some rows")
         raise TypeMismatchError(f"{', '.join(map(str, self.exprs))}: a value doesn't fit its type")
+
+
+class TooManyError(Refused):
+    """A kernel would be given more than it can be."""
 
 
 class CheckFailedError(HeadwaterError):
@@ -211,7 +223,7 @@ def _written(key: _Key, nullable: frozenset[str]) -> Program:
     if emit.fails:
         declared.append("int *__restrict__ failed")
     if len(declared) > _MOST:
-        raise Refused("it takes more columns and constants than a kernel can")
+        raise TooManyError("it takes more columns and constants than a kernel can")
     body = "\n    ".join([*emit.lines, *stores])
     names = ", ".join(["i", *(text.split()[-1] for text in declared)])
     code = f"""{sources()["expressions"]}
@@ -258,8 +270,7 @@ def lower_expressions(
         folded = tuple(fold_constants(expr, schema) for expr in exprs)
         tested = tuple(fold_constants(check, schema) for check in checks)
         plan = FusedPlan(folded, schema, types, tested)
-        for part in plan.parts:
-            part.code(frozenset(schema.names))
+        plan.parts  # noqa: B018  (refuses what can't be written)
     except (Refused, HeadwaterError) as error:
         return str(error)
     return plan

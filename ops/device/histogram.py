@@ -63,8 +63,8 @@ def histogram(values: Array, valid: Array | None, edges: np.ndarray, xp: ModuleT
         COPIES=THREADS // 32 if few else 1,
     )
     args = [
-        values,
-        values.view(bool)[:0] if valid is None else valid,
+        xp.ascontiguousarray(values),
+        xp.empty(0, dtype=bool) if valid is None else xp.ascontiguousarray(valid),
         np.int32(valid is not None),
         xp.asarray(edges),
         np.int32(bins),

@@ -349,8 +349,22 @@ def test_few_rows_without_nulls_and_of_nulls(xp: ModuleType, rows: int, nulls: f
     check(exprs, numbers(rows, seed=rows, nulls=nulls), xp)
 
 
+LEAVES: dict[str, list[Expr]] = {
+    "number": [*map(col, NUMBERS[:10]), col("d3"), col("d5")],
+    "bool": [col("b")],
+    "text": [col("s"), col("t")],
+    "time": [col("date"), col("ts_us"), col("ts_s")],
+}
+CONSTANTS: dict[str, list[Expr]] = {
+    "number": [lit(0), lit(1), lit(-3), lit(2.5), lit(100), lit(Decimal("1.5"))],
+    "bool": [lit(True), lit(False)],
+    "text": [lit("a"), lit("B"), lit("")],
+    "time": [lit(dt.date(2000, 2, 29)), lit(dt.datetime(1999, 12, 31, 23, 59, 59))],
+}
+
+
 def random_tree(random: np.random.Generator, kind: str, depth: int) -> Expr:
-    """An expression of numbers, booleans or strings, of functions whose values are exact."""
+    """An expression of numbers, booleans, strings or times, of functions whose values are exact."""
 
     def part(kind: str) -> Expr:
         return random_tree(random, kind, depth - 1)
@@ -359,11 +373,7 @@ def random_tree(random: np.random.Generator, kind: str, depth: int) -> Expr:
         return items[int(random.integers(len(items)))]
 
     if depth == 0 or random.random() < 0.1:
-        if random.random() < 0.3:
-            return lit(
-                pick({"number": [0, 1, -3, 2.5, 100], "bool": [True, False], "text": ["a", "B", ""]}[kind])
-            )
-        return col(pick({"number": NUMBERS[:10], "bool": ["b"], "text": ["s", "t"]}[kind]))
+        return pick(LEAVES[kind]) if random.random() < 0.7 else pick(CONSTANTS[kind])
     if kind == "number":
         made = [
             lambda: call(
@@ -378,14 +388,25 @@ def random_tree(random: np.random.Generator, kind: str, depth: int) -> Expr:
             ),
             lambda: part(kind).cast(pick(["int16", "float32", "int64", "uint8"]), strict=False),
             lambda: part("text").str.len(),
+            lambda: call(pick(["dt.year", "dt.week", "dt.weekday", "dt.epoch"]), part("time")),
+            lambda: part("time").dt.days_between(part("time")),
+        ]
+    elif kind == "time":
+        made = [
+            lambda: part(kind).dt.truncate(pick(["month", "week", "3d", "year"])),
+            lambda: call(pick(["least", "greatest", "coalesce"]), part(kind), part(kind)),
+            lambda: when(part("bool")).then(part(kind)).otherwise(part(kind)),
+            lambda: part(kind) + pick([DAY, HOUR]),
+            lambda: part(kind).cast("date"),
         ]
     elif kind == "bool":
         made = [
             lambda: call(pick(["and", "or", "xor"]), part(kind), part(kind)),
             lambda: call(
-                pick(["equal", "less", "greater_equal"]), *[part(k) for k in [pick(["number", "text"])] * 2]
+                pick(["equal", "less", "greater_equal"]),
+                *[part(k) for k in [pick(["number", "text", "time"])] * 2],
             ),
-            lambda: call(pick(["is_null", "is_not_null"]), part(pick(["number", "bool", "text"]))),
+            lambda: call(pick(["is_null", "is_not_null"]), part(pick(["number", "bool", "text", "time"]))),
             lambda: ~part(kind),
             lambda: part("number").is_in([0, 1, 2, 100]),
         ]
@@ -403,8 +424,8 @@ def test_random_trees(xp: ModuleType, seed: int) -> None:
     random = np.random.default_rng(seed)
     table = numbers(1_500, seed + 10)
     exprs: list[Expr] = []
-    while len(exprs) < 50:
-        expr = random_tree(random, ["number", "bool", "text"][int(random.integers(3))], 4)
+    while len(exprs) < 35:
+        expr = random_tree(random, ["number", "bool", "text", "time"][int(random.integers(4))], 4)
         try:
             expr.infer(table.schema)
             evaluate_column(expr, table)
@@ -412,7 +433,7 @@ def test_random_trees(xp: ModuleType, seed: int) -> None:
             continue
         plan = lower_expression(expr, table.schema)
         if isinstance(plan, str):
-            assert "18 digits" in plan, plan
+            assert "digits" in plan or "decimal" in plan, plan
             continue
         exprs.append(expr)
     check(exprs, table, xp, host=False)
@@ -557,7 +578,7 @@ def test_generated_sources_compile(arch: str, tmp_path: Path) -> None:
     compiler = shutil.which("nvcc")
     if compiler is None:
         pytest.skip("there is no nvcc here")
-    every = [expr for exprs in FUSED.values() for expr in exprs[::3]][:64]
+    every = [expr for exprs in FUSED.values() for expr in exprs[::6]][:40]
     plan = lower_expressions(every, TABLE.schema)
     assert isinstance(plan, FusedPlan), plan
     source = tmp_path / "fused.cu"
@@ -565,3 +586,14 @@ def test_generated_sources_compile(arch: str, tmp_path: Path) -> None:
     options = ["-cubin", f"-arch={arch}", "-std=c++17", "--fmad=false", "-o", str(tmp_path / "fused.cubin")]
     done = subprocess.run([compiler, *options, str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:2000]
+
+
+def test_what_is_too_much_for_a_kernel_is_split_or_refused() -> None:
+    names = [f"c{i}" for i in range(300)]
+    schema = pa.schema([(name, pa.float64()) for name in names])
+    plan = lower_expressions([col(name) + 1 for name in names], schema)
+    assert isinstance(plan, FusedPlan), plan
+    assert sum(len(part.exprs) for part in plan.parts) == 300
+    assert len(plan.parts) > 1
+    whole = sum((col(name) for name in names), lit(0))
+    assert "more columns" in str(lower_expression(whole, schema))
