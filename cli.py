@@ -178,7 +178,7 @@ def run(
             "--workers starts a local cluster, --scheduler joins a running one: give one of them."
         )
     pipeline, datasets = _declare(file, params, outputs)
-    more = {"reuse": reuse, "kept": kept, "device": device or "auto"}
+    more: dict[str, Any] = {"reuse": reuse, "kept": kept, "device": device or "auto"}
     _run(pipeline.name, datasets, scheduler, workers, report_json, quiet, **more)
 
 

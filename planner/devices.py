@@ -119,8 +119,9 @@ class _Placer:
     def partitioned(self, way: Way) -> Way:
         """Let rows that come from a device be cut for the exchange there; a sample is drawn of rows in order."""
         stage, top = self.stage, way.operator
-        crosses_last = isinstance(top, Step) and isinstance(top.kernel, ToHost)
-        if not crosses_last or stage.exchange is None or stage.exchange.count == 1 or stage.sample:
+        if not isinstance(top, Step) or not isinstance(top.kernel, ToHost):
+            return way
+        if stage.exchange is None or stage.exchange.count == 1 or stage.sample:
             return way
         partitioner = stage.exchange.partitioner
         if refusal(partitioner) is not None:
@@ -188,16 +189,17 @@ class _Placer:
     def union(self, union: UnionStep) -> tuple[Way, Way, Estimate]:
         """All branches on one side."""
         found = [self.ways(branch) for branch, _ in union.branches]
-        sides = []
-        for side in (0, 1):
-            ways = [each[side] for each in found]
-            branches = tuple((way.operator, count) for way, (_, count) in zip(ways, union.branches))
-            transfer = sum((way.transfer for way in ways), Transfer())
-            sides.append(
-                Way(sum(way.seconds for way in ways), replace(union, branches=branches), transfer)  # type: ignore[call-overload]
-            )
-        rows, size = (sum(getattr(each[2], what) for each in found) for what in ("rows", "bytes"))
-        return sides[0], sides[1], Estimate(rows, size)
+        counts = [count for _, count in union.branches]
+        host = self.together(union, [way for way, _, _ in found], counts)
+        device = self.together(union, [way for _, way, _ in found], counts)
+        sizes = [size for _, _, size in found]
+        return host, device, Estimate(sum(s.rows for s in sizes), sum(s.bytes for s in sizes))
+
+    def together(self, union: UnionStep, ways: Sequence[Way], counts: Sequence[int]) -> Way:
+        """A union over the ways of its branches."""
+        branches = tuple((way.operator, count) for way, count in zip(ways, counts))
+        transfer = sum((way.transfer for way in ways), Transfer())
+        return Way(sum(way.seconds for way in ways), replace(union, branches=branches), transfer)
 
     def there(self, host: Way, schema: pa.Schema, size: Estimate) -> Way:
         """The way that crosses to the device after all."""
