@@ -100,22 +100,26 @@ class LinearModel(Objective):
     def data_value_and_grad(self, params: Tree, batch: Batch) -> tuple[float, dict[str, Array]]:
         """Return the mean loss and its gradient without penalties, for solvers that treat those on their own."""
         x = features(batch, params["weights"].dtype)
-        own = type(self)
-        losses = _KNOWN.get(own.row_losses, self.row_losses)
-        kind = _NARROW.get(losses) if own.predictor is LinearModel.predictor else None
         xp = array_namespace()
-        if xp is not np and kind is not None and x.dtype.kind == "f" and x.shape[1] <= MOST_FEATURES:
-            return self._in_one_pass(kind, params, x, batch, xp)
+        if xp is not np and self.sums_in_double(x.shape[1]):
+            return self._in_one_pass(params, x, batch, xp)
+        losses = _KNOWN.get(type(self).row_losses, self.row_losses)
         loss, slope = mean_and_slope(losses, self.predictor(params, x), batch["y"], batch.get("weight"))
         grads = {"weights": x.T @ slope}
         if self.fit_intercept:
             grads["intercept"] = sum_rows(slope).astype(slope.dtype, copy=False)
         return loss, grads
 
+    def sums_in_double(self, features: int) -> bool:
+        """Whether a device sums the gradient in one pass, in float64; then as many rows as there are may go in one."""
+        kind, own = _NARROW.get(_KNOWN.get(type(self).row_losses)), type(self).predictor
+        return kind is not None and own is LinearModel.predictor and features <= MOST_FEATURES
+
     def _in_one_pass(
-        self, kind: str, params: Tree, x: Array, batch: Batch, xp: ModuleType
+        self, params: Tree, x: Array, batch: Batch, xp: ModuleType
     ) -> tuple[float, dict[str, Array]]:
         """Return the mean loss and its gradient from one pass over the rows, on a device."""
+        kind = _NARROW[_KNOWN[type(self).row_losses]]
         weights, dtype = params["weights"], params["weights"].dtype
         sums = linear_gradient(kind, x, batch["y"], batch.get("weight"), weights, params.get("intercept"), xp)
         grads = {"weights": (sums.weights / sums.weight).astype(dtype)}

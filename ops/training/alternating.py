@@ -13,6 +13,7 @@ from ..backend import Array, array_namespace, to_host
 from ..device.row_segments import segment_rows
 from ..objectives.direct import on_host
 from ..objectives.losses import sum_all
+from .blocks import device_rows, pass_over
 from .program import BLOCK_ROWS, Batch, DataInfo, Shard, State
 from .sampling import generator
 
@@ -102,7 +103,7 @@ class AlternatingLeastSquares:
 
     def _count(self, state: State, shard: Shard) -> dict[str, np.ndarray]:
         slots, weight = np.zeros((state["shards"], 3)), 0.0
-        for batch in shard.blocks():
+        for batch in pass_over(shard, 4):
             users, items = batch[self.objective.user], batch[self.objective.item]
             least = min(int(users.min()), int(items.min()), int(slots[shard.index, 2]))
             slots[shard.index] = (
@@ -146,7 +147,7 @@ class AlternatingLeastSquares:
         xp = array_namespace()
         factors = [xp.asarray(state[side]) for side in ("users", "items")]
         loss = 0.0
-        for batch in shard.blocks():
+        for batch in pass_over(shard, 4 * self.objective.rank):
             users, items = batch[self.objective.user], batch[self.objective.item]
             loss += self._loss(factors[0][users], factors[1][items], *self._targets(batch, xp), xp)
         return {"loss": np.array([loss])}
@@ -185,16 +186,18 @@ class AlternatingLeastSquares:
         that sums have many rows each: their numbers, those of the other side, and the targets."""
         xp = array_namespace()
         held: list[list[Array]] = []
-        for batch in shard.blocks():
+        width = len(self.pairs[0]) + 2 * self.objective.rank
+        many, rows = (_SORTED_BLOCKS, BLOCK_ROWS) if xp is np else (1, device_rows(width))
+        for batch in pass_over(shard, width):
             numbers = batch[own]
             chosen = xp.flatnonzero((numbers >= low) & (numbers < high))
             columns = (numbers, batch[other], *self._targets(batch, xp))
             held.append([column[chosen] for column in columns])
-            if len(held) == _SORTED_BLOCKS:
-                yield from _in_order(held, xp)
+            if len(held) == many:
+                yield from _in_order(held, xp, rows)
                 held = []
         if held:
-            yield from _in_order(held, xp)
+            yield from _in_order(held, xp, rows)
 
     def _after_equations(self, state: State, equations: np.ndarray, loss: float) -> State:
         side, low = state["phase"], state["from"]
@@ -268,11 +271,13 @@ def _by_number(numbers: Array, rows: Array, xp: ModuleType) -> tuple[Array, Arra
     return numbers[starts], segment_rows(rows, starts, xp)
 
 
-def _in_order(held: list[list[Array]], xp: ModuleType) -> Iterator[tuple[Array, Array, list[Array]]]:
-    """Give the rows of blocks sorted by their first column, a block's number of rows at a time."""
+def _in_order(
+    held: list[list[Array]], xp: ModuleType, size: int
+) -> Iterator[tuple[Array, Array, list[Array]]]:
+    """Give the rows of blocks sorted by their first column, so many at a time."""
     columns = [xp.concatenate(parts) for parts in zip(*held)]
     order = xp.argsort(columns[0], kind="stable")
-    for start in range(0, len(order), BLOCK_ROWS):
-        rows = order[start : start + BLOCK_ROWS]
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
         mine, others, *targets = (column[rows] for column in columns)
         yield mine.astype(xp.int64), others, targets

@@ -11,6 +11,7 @@ import numpy as np
 from ...errors import HeadwaterError, ParameterError
 from ..backend import Array, array_namespace, to_host
 from ..objectives.direct import on_host
+from ..objectives.linear import LinearModel
 from ..objectives.objective import Objective
 from .blocks import pass_over
 from .program import Batch, DataInfo, Shard, State, Tree
@@ -19,6 +20,8 @@ from .tree import TreeSpec, load_spec, pack, spec_of, unpack
 
 #: purposes of random streams: first parameters, and what a loss draws, the same at each evaluation
 _INIT, _LOSS = 0, 3
+#: numbers of a row at least, as blocks on a device are cut, where their sums are of the parameters' type
+_WIDTH = 512
 #: last words of the names of parameters that l1 leaves alone
 _UNPENALIZED = ("intercept", "bias")
 
@@ -75,7 +78,7 @@ class FullBatch:
         totals, rng = self._zeros(), shard.rng(_LOSS)
         grad = xp.zeros(spec.size)
         curvature = xp.zeros((spec.size, spec.size)) if hessian else None
-        for number, batch in enumerate(self._blocks(shard, spec)):
+        for number, batch in enumerate(self._blocks(shard, spec, hessian)):
             found = add_value_and_grad(Means(params, self.smooth, shard.index, number), batch, rng, totals)
             if found is None:
                 continue
@@ -133,9 +136,18 @@ class FullBatch:
                 add_loss(Means(params, self.objective, shard.index, number), batch, rng, totals)
         return totals[1::-1].copy()
 
-    def _blocks(self, shard: Shard, spec: TreeSpec) -> Iterator[Batch]:
+    def _blocks(self, shard: Shard, spec: TreeSpec, hessian: bool = False) -> Iterator[Batch]:
         """A shard's rows; in larger blocks on a device, unless what an objective draws depends on the cuts."""
-        return shard.blocks() if getattr(self.objective, "draws", True) else pass_over(shard, spec.size)
+        objective = self.objective
+        if getattr(objective, "draws", True):
+            return shard.blocks()
+        in_double = getattr(objective, "sums_in_double", None)
+        width = spec.size
+        if hessian:
+            width += 4 * (objective.outputs or 1) ** 2 if isinstance(objective, LinearModel) else _WIDTH
+        elif in_double is None or not in_double(spec.size):
+            width = max(width, _WIDTH)
+        return pass_over(shard, width)
 
     def _zeros(self) -> np.ndarray:
         return np.zeros(2 + len(self.objective.metrics))
