@@ -60,7 +60,7 @@ def hash_partition(
         >>> from headwater.ops.device.table import to_device
         >>> rows, offsets = hash_partition(to_device(pa.table({"x": [1, 2, 1, 2]}), np), ["x"], 4, np)
         >>> to_arrow(rows)["x"].to_pylist(), offsets.tolist()
-        ([1, 1, 2, 2], [0, 0, 2, 2, 4])
+        ([1, 1, 2, 2], [0, 0, 2, 4, 4])
     """
     return partition_by(table, hash_segments([table.column(key) for key in keys], count, xp), count, xp)
 
