@@ -28,7 +28,9 @@ def segment_rows(values: Array, starts: Array, xp: ModuleType) -> Array:
         [[3.0], [4.0]]
     """
     if not on_device(xp):
-        return np.add.reduceat(values, starts, axis=0) if len(starts) else np.zeros((0, values.shape[1]))
+        sums = np.zeros((len(starts), values.shape[1]))
+        np.add.at(sums, np.repeat(np.arange(len(starts)), np.diff(starts, append=len(values))), values)
+        return sums
     segments, width = len(starts), values.shape[1]
     sums = xp.empty((segments, width), dtype=np.float64)
     bounds = xp.concatenate([starts, xp.full(1, len(values), dtype=np.int64)])

@@ -268,7 +268,8 @@ def _by_number(numbers: Array, rows: Array, xp: ModuleType) -> tuple[Array, Arra
     first = xp.ones(len(numbers), bool)
     first[1:] = numbers[1:] != numbers[:-1]
     starts = xp.flatnonzero(first)
-    return numbers[starts], segment_rows(rows, starts, xp)
+    sums = np.add.reduceat(rows, starts, axis=0) if xp is np else segment_rows(rows, starts, xp)
+    return numbers[starts], sums
 
 
 def _in_order(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from headwater.ops.device.gradients import linear_gradient, residuals
+from headwater.ops.device.row_segments import segment_rows
 from headwater.ops.device.tile_sums import column_sums
 
 
@@ -105,3 +106,16 @@ def test_more_than_two_to_the_31_elements(xp):
     sums = linear_gradient("squared", x, xp.ones(rows, dtype=np.float32), None, weights, None, xp)
     assert float(sums.weight) == rows
     assert sums.weights.get().tolist() == [-(rows + 1.0)] * 17
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (999, 7), (3000, 66)])
+def test_segments_have_the_twins_bits(rows, width, xp):
+    rng = np.random.default_rng(rows)
+    values = rng.normal(size=(rows, width))
+    starts = np.unique(np.append(rng.integers(0, rows, rows // 5), 0)).astype(np.int64)
+    expected = segment_rows(values, starts, np)
+    result = segment_rows(xp.asarray(values), xp.asarray(starts), xp)
+    assert result.get().tobytes() == expected.tobytes()
+    parts = np.split(values, starts[1:])
+    np.testing.assert_allclose(expected, [part.sum(axis=0) for part in parts], atol=1e-12)
+    assert segment_rows(xp.zeros((0, width)), xp.zeros(0, dtype=np.int64), xp).shape == (0, width)

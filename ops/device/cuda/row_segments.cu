@@ -7,8 +7,8 @@ extern "C" __global__ void segment_rows(const double *values, const long long *s
     if (segment >= segments) return;
     const double *mine = values + at % width;
     long long row = starts[segment], last = starts[segment + 1];
-    double sum = mine[row * width];
+    double sum = 0;
 #pragma unroll 4
-    for (++row; row < last; ++row) sum += mine[row * width];
+    for (; row < last; ++row) sum += mine[row * width];
     sums[at] = sum;
 }
