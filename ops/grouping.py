@@ -78,18 +78,18 @@ def group(columns: Sequence[pa.ChunkedArray | pa.Array], rows: int) -> Groups:
         return Groups(np.zeros(rows, dtype=np.int64), min(rows, 1))
     arrays = [contiguous(column) for column in columns]
     if len(arrays) > 1 and (places := _few_places(arrays)) is not None:
-        return Groups(*_number_places(*places))
-    codes, count = encode(arrays[0])
+        return _number_places(*places)
+    groups = _encode(arrays[0])
     for array in arrays[1:]:
-        more, size = encode(array)
+        (codes, count), (more, size) = _pair(groups), encode(array)
         pairs = codes * size + more
         if count * size <= _SPARSE * rows:
-            codes, count = _number_places(pairs, count * size)
+            groups = _number_places(pairs, count * size)
         elif max(count, size) > rows // 4:
-            codes, count = _number(_firsts_by_sorting(pairs))  # faster than a hash table of many values
+            groups = _number(_firsts_by_sorting(pairs))  # faster than a hash table of many values
         else:
-            codes, count = encode(pa.array(pairs))
-    return Groups(codes, count)
+            groups = _encode(pa.array(pairs))
+    return groups
 
 
 def encode(array: pa.Array) -> tuple[np.ndarray, int]:
@@ -101,22 +101,26 @@ def encode(array: pa.Array) -> tuple[np.ndarray, int]:
     Returns:
         The numbers, shape (rows,), int64, and how many distinct values there are.
     """
+    return _pair(_encode(array))
+
+
+def _encode(array: pa.Array) -> Groups:
     type = array.type
     if pa.types.is_struct(type):
         flags = array.is_valid()
-        return _pair(group([flags, *array.flatten()], len(array)))
+        return group([flags, *array.flatten()], len(array))
     if _is_listlike(type):
         array = _list_bytes(array)
     elif pa.types.is_dictionary(type):
         return _number_places(*_dictionary_places(array))
     elif pa.types.is_null(type):
-        return np.zeros(len(array), dtype=np.int64), min(len(array), 1)
+        return Groups(np.zeros(len(array), dtype=np.int64), min(len(array), 1))
     elif pa.types.is_interval(type):
         array = pa.array([repr(value) for value in array.to_pylist()])
     elif is_integral(type) and (places := _places(array)) is not None:
         return _number_places(*places)
     encoded = pc.dictionary_encode(comparable(array), null_encoding="encode")
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), len(encoded.dictionary)
+    return Groups(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), len(encoded.dictionary))
 
 
 def comparable(array: pa.Array) -> pa.Array:
@@ -205,28 +209,32 @@ def _few_places(arrays: Sequence[pa.Array]) -> tuple[np.ndarray, int] | None:
     return places, size
 
 
-def _number_places(places: np.ndarray, size: int) -> tuple[np.ndarray, int]:
+def _number_places(places: np.ndarray, size: int) -> Groups:
     """Number rows by first appearance of their places, which are below ``size``."""
-    if size > _SPARSE * len(places):
+    rows = len(places)
+    if size > _SPARSE * rows:
         return _number(DirectTable(places, 0, size).firsts)
-    if 8 * size > len(places):
-        return _number(_firsts_in_range(places, size))
+    firsts = np.full(size, rows, dtype=np.int32 if rows < 1 << 31 else np.int64)
+    if 8 * size > rows:
+        # of equal places, the first row is written last
+        firsts[places[::-1]] = np.arange(rows - 1, -1, -1, dtype=firsts.dtype)
+        if 4 * size > 3 * rows:  # then one more table of that size costs more than passes over the rows
+            return _number(firsts[places])
+        numbers = np.empty(size, dtype=np.int64)
+        is_first = np.zeros(rows + 1, dtype=bool)
+        is_first[firsts] = True  # the last one stands for places without rows
+        first_rows = np.flatnonzero(is_first[:rows])
+        numbers[places[first_rows]] = np.arange(len(first_rows))
+        return _numbered(numbers[places], first_rows)
     present = np.flatnonzero(np.bincount(places, minlength=size))
-    firsts = np.full(size, len(places))
-    for rows in (places[:_HEAD], places):
-        firsts[rows[::-1]] = np.arange(len(rows) - 1, -1, -1)
-        if (firsts[present] < len(places)).all():
+    for some in (places[:_HEAD], places):
+        firsts[some[::-1]] = np.arange(len(some) - 1, -1, -1)
+        if (firsts[present] < rows).all():
             break
-    numbers = np.zeros(size, dtype=np.int64)
-    numbers[present[np.argsort(firsts[present])]] = np.arange(len(present))
-    return numbers[places], len(present)
-
-
-def _firsts_in_range(places: np.ndarray, size: int) -> np.ndarray:
-    """For each row, the first row of the same place; places are below ``size``."""
-    first = np.empty(size, dtype=np.int64)
-    first[places[::-1]] = np.arange(len(places) - 1, -1, -1)
-    return first[places]
+    order = np.argsort(firsts[present])
+    numbers = np.empty(size, dtype=np.int64)
+    numbers[present[order]] = np.arange(len(present))
+    return _numbered(numbers[places], firsts[present[order]].astype(np.int64))
 
 
 def _firsts_by_sorting(values: np.ndarray) -> np.ndarray:
@@ -239,10 +247,18 @@ def _firsts_by_sorting(values: np.ndarray) -> np.ndarray:
     return firsts
 
 
-def _number(firsts: np.ndarray) -> tuple[np.ndarray, int]:
+def _number(firsts: np.ndarray) -> Groups:
     """Number rows by first appearance, given the first row that is equal to each."""
-    numbers = np.cumsum(firsts == np.arange(len(firsts))) - 1
-    return numbers[firsts], int(numbers[-1]) + 1
+    is_first = firsts == np.arange(len(firsts), dtype=firsts.dtype)
+    numbers = np.cumsum(is_first) - 1
+    return _numbered(numbers[firsts], np.flatnonzero(is_first))
+
+
+def _numbered(codes: np.ndarray, first_rows: np.ndarray) -> Groups:
+    """Groups of which the first rows are known."""
+    groups = Groups(codes, len(first_rows))
+    vars(groups)["first_rows"] = first_rows
+    return groups
 
 
 def _is_listlike(type: pa.DataType) -> bool:

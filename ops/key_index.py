@@ -101,17 +101,19 @@ class KeyIndex:
         #: for each column after the first: what shortens the integers of those before it, None if it needn't
         self._shorteners: list[KeyTable | None] = []
         keys, missing = self._pack(arrays, building=True)
-        rows = np.arange(len(keys)) if missing is None else np.flatnonzero(~missing)
-        self._table = key_table(keys if missing is None else keys[rows])
+        rows = None if missing is None else np.flatnonzero(~missing)
+        self._table = key_table(keys if rows is None else keys[rows])
         firsts = self._table.firsts
-        is_first = firsts == np.arange(len(rows), dtype=firsts.dtype)
+        is_first = firsts == np.arange(len(firsts), dtype=firsts.dtype)
         self.unique = bool(is_first.all())
+        #: the row of each code, if keys are unique; None if that is the code
         self._rows = rows
         if not self.unique:
             numbers = np.cumsum(is_first) - 1
             self._table.renumber(numbers)
             codes = numbers[firsts]
-            self._rows = rows[np.argsort(codes, kind="stable")]
+            order = np.argsort(codes, kind="stable")
+            self._rows = order if rows is None else rows[order]
             #: rows of code c are ``_rows[_starts[c]:_starts[c] + _counts[c]]``; code -1 reads the last, 0
             self._counts = np.bincount(codes, minlength=int(numbers[-1]) + 2)
             self._starts = np.cumsum(self._counts) - self._counts
@@ -132,6 +134,8 @@ class KeyIndex:
 
     def rows(self, codes: np.ndarray, ranks: np.ndarray | None = None) -> np.ndarray:
         """Return the row that stands ``ranks``-th (None: first), in row order, among those of each code."""
+        if self._rows is None:
+            return codes
         if self.unique:
             return self._rows[codes]
         starts = self._starts[codes]

@@ -42,6 +42,13 @@ def count_valid(groups: Groups, array: pa.Array) -> np.ndarray:
     return np.bincount(_valid(groups, array)[0], minlength=groups.count)
 
 
+def _without_values(groups: Groups, array: pa.Array) -> np.ndarray | None:
+    """Which groups have no value that isn't null, shape (count,), bool; None if all have one, as groups of rows do."""
+    if len(groups.codes) and not array.null_count:
+        return None
+    return count_valid(groups, array) == 0
+
+
 def add(groups: Groups, array: pa.Array) -> pa.Array:
     """Sum each group's non-null values in row order; null for a group that has none.
 
@@ -53,7 +60,7 @@ def add(groups: Groups, array: pa.Array) -> pa.Array:
         if pa.types.is_decimal128(array.type) and (totals := _add_decimals(groups, array)) is not None:
             return totals
         return _by_arrow(groups, array, "sum").cast(type)
-    empty = count_valid(groups, array) == 0
+    empty = _without_values(groups, array)
     if pa.types.is_floating(type):
         return pa.array(add_floats(groups, array), mask=empty)
     codes, valid = _valid(groups, array)
@@ -91,8 +98,10 @@ def _add_decimals(groups: Groups, array: pa.Array) -> pa.Array | None:
     words = np.stack([totals, totals >> 63], axis=1)  # low word, then the sign
     type = pa.decimal128(38, array.type.scale)
     sums = pa.Array.from_buffers(type, groups.count, [None, pa.py_buffer(words)])
-    empty = count_valid(groups, array) == 0
-    return pc.if_else(pa.array(~empty), sums, pa.scalar(None, type)) if empty.any() else sums
+    empty = _without_values(groups, array)
+    if empty is None or not empty.any():
+        return sums
+    return pc.if_else(pa.array(~empty), sums, pa.scalar(None, type))
 
 
 def moments(groups: Groups, array: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
