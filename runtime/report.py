@@ -48,8 +48,8 @@ class StageReport:
         rows_in, rows_out, bytes_in, bytes_out: of Arrow data.
         local_bytes, remote_bytes: input read on its node, and fetched from others.
         spilled_bytes: pushed to disk for lack of memory.
-        to_device_bytes, to_host_bytes: crossed between host and GPU.
         training: what happened to the gang of a train stage; see `training.job.TrainingLog`.
+        to_device_bytes, to_host_bytes: crossed between host and GPU.
     """
 
     id: int
@@ -66,9 +66,9 @@ class StageReport:
     local_bytes: int
     remote_bytes: int
     spilled_bytes: int
+    training: Mapping[str, Any] | None = None
     to_device_bytes: int = 0
     to_host_bytes: int = 0
-    training: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def stage_report(run: StageRun, wall_seconds: float) -> StageReport:
     return StageReport(
         run.stage.id, run.stage.label, run.stage.partitions, len(run.finished_tasks), run.attempts_launched,
         round(m.seconds, 6), round(wall_seconds, 6), m.rows_in, m.rows_out, m.bytes_in, m.bytes_out,
-        m.local_bytes, m.remote_bytes, m.spilled_bytes, m.to_device_bytes, m.to_host_bytes, run.training,
+        m.local_bytes, m.remote_bytes, m.spilled_bytes, run.training, m.to_device_bytes, m.to_host_bytes,
     )  # fmt: skip
 
 
