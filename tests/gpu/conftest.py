@@ -5,9 +5,11 @@ Marked ``gpu`` is only what needs a real device. Without g++ the emulation is sk
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,14 +21,25 @@ from headwater.ops.backend import use_backend
 EMULATION = Path(__file__).parents[1] / "emulation"
 
 
+@cache
 def real_cupy() -> Any:
-    """CuPy with a device, or None."""
+    """CuPy with a device, or None. Asked for the first time before anything stands in for it."""
     try:
         import cupy
 
         return cupy if cupy.cuda.runtime.getDeviceCount() else None
     except Exception:
         return None
+
+
+@cache
+def emulated_cupy() -> dict[str, ModuleType]:
+    """The modules that stand for CuPy, by name; loaded once, and not left where others find them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EMULATION))
+        importlib.import_module("cupy.cuda")
+        names = [name for name in sys.modules if name.split(".")[0] == "cupy"]
+        return {name: sys.modules.pop(name) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +49,11 @@ def xp() -> Iterator[ModuleType]:
         if real_cupy() is None:
             if shutil.which("g++") is None:
                 pytest.skip("neither a GPU with CuPy nor g++ to run kernels on the CPU")
-            for name in [name for name in sys.modules if name.split(".")[0] == "cupy"]:
-                patch.delitem(sys.modules, name)
+            for name, module in emulated_cupy().items():
+                patch.setitem(sys.modules, name, module)
             patch.syspath_prepend(str(EMULATION))
         with use_backend("cupy") as module:
             yield module
-        if real_cupy() is None:
-            for name in [name for name in sys.modules if name.split(".")[0] == "cupy"]:
-                patch.delitem(sys.modules, name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
