@@ -413,7 +413,11 @@ class DaskChannel:
         self._executor.listening += 1
         try:
             over, last = False, 0
-            while not (over or self._closed) and generation == self._generation and worker in self._nodes:
+            while (
+                not (over or self._closed or self._executor.closed)
+                and generation == self._generation
+                and worker in self._nodes
+            ):
                 asked = {"run": self._run, "seconds": _LISTEN_SECONDS, "after": last}
                 call = self._call_raw(worker, "collect", **asked)
                 try:
