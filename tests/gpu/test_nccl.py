@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+import headwater as hw
 from headwater.errors import ParameterError
+from headwater.ops import objectives, optim
+from headwater.ops.device.discovery import visible_devices
 from headwater.ops.device.ordered_sum import _pairwise, ordered_sum
 from headwater.runtime.collectives.device_link import LinkError
 from headwater.runtime.collectives.endpoint import Endpoint
@@ -303,3 +306,32 @@ def test_arrays_go_round_by_one_rank(members, ranges):
         device.close()
 
     assert gang.run(job) == [None] * len(ranges)
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(300)
+def test_gangs_on_real_devices_train_the_same_model():
+    """On as many devices as there are; NCCL carries what goes between them, if there are several."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200_000, 8)).astype(np.float32)
+    columns = {f"x{i}": x[:, i] for i in range(8)}
+    rows = hw.from_arrow({**columns, "y": (x.sum(1) > 0).astype(np.int64)}, partitions=4)
+    digests, transports = set(), set()
+    with hw.Session(device="gpu", workers=len(visible_devices()), progress=False, journal=False) as session:
+        for members in {1, len(visible_devices())}:
+            model = hw.train(
+                rows,
+                features=list(columns),
+                target="y",
+                objective=objectives.MLP((64, 32), task="binary"),
+                optimizer=optim.adam(1e-3),
+                batch_size=8192,
+                epochs=2,
+                seed=1,
+                strategy=hw.AllReduce(workers=members),
+            )
+            result = session.run({"model": model})
+            digests.add(result.digest("model"))
+            transports |= {stage.training["transport"] for stage in result.report.stages if stage.training}
+    assert len(digests) == 1
+    assert transports == {"nccl"}
