@@ -15,7 +15,9 @@ from .column import physical_type
 from .compaction import compact_table
 from .fused.words import Tables
 from .fusion import FusedPlan, lower_expressions
+from .memory import split_on_oom
 from .operators import DeviceKernel, DeviceStream, Lowered, lowers
+from .table import DeviceTable
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,14 @@ class DeviceFilter(DeviceKernel):
     def run(self, inputs: Sequence[DeviceStream | Broadcast], context: Context) -> DeviceStream:
         xp = array_namespace()
         tables = Tables(xp)
+
+        def kept(table: DeviceTable) -> DeviceTable:
+            return compact_table(table, self.plan.run(table, xp, tables)[0].values, xp)
+
         for table in inputs[0]:
-            keep = self.plan.run(table, xp, tables)[0].values
-            kept = compact_table(table, keep, xp)
-            if kept.rows:
-                yield table if kept.rows == table.rows else kept
+            for part in split_on_oom(table, kept):
+                if part.rows:
+                    yield table if part.rows == table.rows else part
 
 
 @lowers(FilterKernel)

@@ -24,6 +24,7 @@ from ..partitioner import (
     RoundRobinPartitioner,
     SinglePartitioner,
 )
+from .memory import split_on_oom
 from .modules import kernel, launch, on_device
 from .operators import DeviceKernel, DeviceStream
 from .range_segments import range_segments
@@ -168,13 +169,17 @@ class DevicePartition(DeviceKernel):
     def run(self, inputs: Sequence[DeviceStream], context: Context) -> Stream:  # type: ignore[override]
         xp = array_namespace()
         offset = 0
-        for table in _gathered(inputs[0], xp):
+
+        def partitioned(table: DeviceTable) -> tuple[DeviceTable, np.ndarray]:
             segments = segments_of(self.partitioner, table, context.partition, offset, xp)
-            rows, bounds = partition_by(table, segments, self.partitioner.count, xp)
-            offset += table.rows
-            moved = context.metrics.get("to_host_bytes", 0) + rows.nbytes
-            context.metrics["to_host_bytes"] = moved
-            yield PartitionedTable(to_arrow(rows), bounds)  # type: ignore[misc]
+            return partition_by(table, segments, self.partitioner.count, xp)
+
+        for table in _gathered(inputs[0], xp):
+            for rows, bounds in split_on_oom(table, partitioned):
+                offset += rows.rows
+                moved = context.metrics.get("to_host_bytes", 0) + rows.nbytes
+                context.metrics["to_host_bytes"] = moved
+                yield PartitionedTable(to_arrow(rows), bounds)  # type: ignore[misc]
 
     @property
     def label(self) -> str:

@@ -14,6 +14,7 @@ from ..project import ProjectKernel
 from .column import physical_type
 from .fused.words import Tables
 from .fusion import FusedPlan, is_column, lower_expressions
+from .memory import split_on_oom
 from .operators import DeviceKernel, DeviceStream, Lowered, lowers
 from .table import DeviceTable
 
@@ -38,7 +39,7 @@ class DeviceProject(DeviceKernel):
         xp = array_namespace()
         tables = Tables(xp)
         for table in inputs[0]:
-            yield project_table(table, self, xp, tables)
+            yield from split_on_oom(table, lambda part: project_table(part, self, xp, tables))
 
 
 def project_table(table: DeviceTable, project: DeviceProject, xp: object, tables: Tables) -> DeviceTable:

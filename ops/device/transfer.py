@@ -11,6 +11,7 @@ from ..backend import array_namespace
 from ..kernel import Broadcast, Context, Kernel, Stream
 from ..morsels import rechunk, slices
 from .column import physical_type
+from .memory import retried
 from .operators import DeviceKernel, DeviceStream
 from .table import to_arrow, to_device
 
@@ -26,7 +27,7 @@ class ToDevice(DeviceKernel):
     def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> DeviceStream:  # type: ignore[override]
         xp = array_namespace()
         for table in rechunk(inputs[0], UNIT_ROWS):
-            there = to_device(table, xp)
+            there = retried(to_device, table, xp)
             _count(context, "to_device_bytes", there.nbytes)
             yield there
 

@@ -16,6 +16,7 @@ from ..transform import TransformKernel
 from .column import physical_type
 from .fused.words import Tables
 from .fusion import CheckFailedError, FusedPlan, lower_expressions
+from .memory import split_on_oom
 from .operators import DeviceKernel, DeviceStream, Lowered, lowers
 from .prepared import prepared_column, unprepared
 from .table import DeviceTable, to_arrow, to_device
@@ -44,7 +45,7 @@ class DeviceTransform(DeviceKernel):
         xp = array_namespace()
         tables = Tables(xp)
         for table in rows:
-            yield self._apply(table, plan, prepared, schema, xp, tables)
+            yield from split_on_oom(table, lambda part: self._apply(part, plan, prepared, schema, xp, tables))
 
     def _plan(self, prepared: Any) -> FusedPlan | str:
         exprs, checks = [], []

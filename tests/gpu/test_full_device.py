@@ -1,0 +1,93 @@
+"""A device that is full for a whole table takes it in parts, with the same rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from headwater.ops.device import filter as filters
+from headwater.ops.device import memory, partition, project
+from headwater.ops.device import transfer as transfers
+from headwater.ops.device.operators import device_kernel
+from headwater.ops.device.partition import DevicePartition
+from headwater.ops.device.table import to_arrow, to_device
+from headwater.ops.expressions import col
+from headwater.ops.filter import FilterKernel
+from headwater.ops.kernel import Context
+from headwater.ops.partitioner import RoundRobinPartitioner
+from headwater.ops.project import ProjectKernel
+
+TABLE = pa.table({"x": np.arange(5000), "y": np.random.default_rng(0).normal(size=5000)})
+
+
+@pytest.fixture
+def room(xp, monkeypatch):
+    """Lets functions of a module fail for tables of more rows than there is room for; counts the calls."""
+    monkeypatch.setattr(memory, "LEAST_ROWS", 100)
+    calls = []
+
+    def bound(module, name, most):
+        whole = getattr(module, name)
+
+        def limited(table, *args):
+            calls.append(table.num_rows)
+            if table.num_rows > most:
+                raise xp.cuda.memory.OutOfMemoryError(1, 2)
+            return whole(table, *args)
+
+        monkeypatch.setattr(module, name, limited)
+        return calls
+
+    return bound
+
+
+def on_device(kernel, xp):
+    lowered = device_kernel(kernel, [TABLE.schema])
+    tables = lowered.run([iter([to_device(TABLE, xp)])], Context())
+    return pa.concat_tables([to_arrow(table) for table in tables])
+
+
+def test_filters(xp, room):
+    calls = room(filters, "compact_table", 1000)
+    kernel = FilterKernel(col("y") > 0)
+    assert on_device(kernel, xp).equals(pa.concat_tables(kernel.run([iter([TABLE])], Context())))
+    assert calls.count(625) == 8
+
+
+def test_projections(xp, room):
+    room(project, "project_table", 700)
+    schema = pa.schema([("z", pa.float64())])
+    kernel = ProjectKernel((("z", col("y") * 2 + col("x")),), schema)
+    assert on_device(kernel, xp).equals(pa.concat_tables(kernel.run([iter([TABLE])], Context())))
+
+
+def test_partitions_count_rows_on(xp, room):
+    partitioner = RoundRobinPartitioner(7)
+    whole = list(DevicePartition(partitioner).run([iter([to_device(TABLE, xp)])], Context(partition=3)))
+    room(partition, "partition_by", 2000)
+    parts = list(DevicePartition(partitioner).run([iter([to_device(TABLE, xp)])], Context(partition=3)))
+    assert (len(whole), len(parts)) == (1, 4)
+    for segment in range(7):
+        rows = [p.table.slice(p.offsets[segment], p.offsets[segment + 1] - p.offsets[segment]) for p in parts]
+        start, stop = whole[0].offsets[segment : segment + 2]
+        assert pa.concat_tables(rows).equals(whole[0].table.slice(start, stop - start))
+
+
+def test_too_little_room_for_anything_is_told(xp, room):
+    room(filters, "compact_table", 10)
+    with pytest.raises(memory.DeviceMemoryError, match="partition_bytes"):
+        on_device(FilterKernel(col("y") > 0), xp)
+
+
+def test_what_crosses_is_tried_again(xp, monkeypatch):
+    whole, failures = transfers.to_device, [xp.cuda.memory.OutOfMemoryError(1, 2)]
+
+    def full_once(table, xp):
+        if failures:
+            raise failures.pop()
+        return whole(table, xp)
+
+    monkeypatch.setattr(transfers, "to_device", full_once)
+    (there,) = transfers.ToDevice().run([iter([TABLE])], Context())
+    assert to_arrow(there).equals(TABLE)
