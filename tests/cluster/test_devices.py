@@ -110,6 +110,7 @@ def test_no_device_is_used_by_a_session_that_wants_none(two_devices, monkeypatch
 
 def test_workers_without_a_device_import_no_cupy(monkeypatch):
     monkeypatch.delenv("HEADWATER_BACKEND", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # on a machine with a driver, too
     monkeypatch.setattr("headwater.ops.device.discovery._DRIVER", ())
     assert visible_devices() == []
     with hw.Session(workers=1, **QUIET) as session:
