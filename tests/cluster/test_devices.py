@@ -265,9 +265,12 @@ def test_worker_processes_of_a_node_are_bound_in_turn(two_devices, tmp_path):
 def test_a_worker_keeps_the_device_that_it_was_given(two_devices, monkeypatch, given, device):
     """As those that dask-cuda starts, whose own device is the first of all."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    with LocalCluster(
-        n_workers=1, processes=True, dashboard_address=None, worker_class=Nanny, env=dict(os.environ)
-    ) as cluster, hw.Session(cluster.scheduler_address, device="gpu", **QUIET) as session:
+    with (
+        LocalCluster(
+            n_workers=1, processes=True, dashboard_address=None, worker_class=Nanny, env=dict(os.environ)
+        ) as cluster,
+        hw.Session(cluster.scheduler_address, device="gpu", **QUIET) as session,
+    ):
         (info,) = session._executor.devices().values()
         assert info.identity.endswith(f"/0000:{device}:00.0")
 
@@ -280,3 +283,21 @@ def test_a_worker_that_is_to_have_no_device_has_none(two_devices):
         hw.Session(cluster.scheduler_address, **QUIET) as session,
     ):
         assert session._executor.gpu_workers() == 0
+
+
+def refuse_nccl() -> None:
+    """Let NCCL fail as it does where its members can't reach each other."""
+    import cupy
+
+    cupy.cuda.nccl.device_name = lambda: "the same for all"
+
+
+def test_a_gang_goes_on_through_the_host_where_nccl_fails(two_devices):
+    with hw.Session(workers=2, device="gpu", **QUIET) as session:
+        alone = session.run({"model": model(1, "mlp")}).digest("model")
+        session._executor.client.run(refuse_nccl)
+        result = session.run({"model": model(2, "mlp")})
+        (log,) = [stage.training for stage in result.report.stages if stage.training]
+        assert (log["members"], log["transport"]) == (2, "host")
+        assert log["generations"] > 1
+        assert result.digest("model") == alone
