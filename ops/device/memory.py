@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from weakref import WeakMethod
 
 import numpy as np
 
@@ -62,12 +63,16 @@ def set_up_pool(xp: ModuleType, sharers: int = 1) -> int:
     return limit
 
 
-_releasers: list[Callable[[], int]] = []
+#: references to what is called when the device is full; those of a cache that is gone are empty
+_releasers: list[Callable[[], Callable[[], int] | None]] = []
 
 
 def on_low_memory(release: Callable[[], int]) -> None:
-    """Have a function called when the device is full: it lets go of what can be made again, and returns its bytes."""
-    _releasers.append(release)
+    """Have a method called when the device is full: it lets go of what can be made again, and returns its bytes.
+
+    Its object isn't kept alive by that.
+    """
+    _releasers.append(WeakMethod(release))
 
 
 def free_memory(xp: ModuleType, everything: bool = False) -> None:
@@ -78,8 +83,12 @@ def free_memory(xp: ModuleType, everything: bool = False) -> None:
         everything: let caches go before.
     """
     if everything:
-        for release in list(_releasers):
-            release()
+        for reference in list(_releasers):
+            release = reference()
+            if release is None:
+                _releasers.remove(reference)
+            else:
+                release()
     xp.get_default_memory_pool().free_all_blocks()
     xp.get_default_pinned_memory_pool().free_all_blocks()
 

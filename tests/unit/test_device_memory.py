@@ -114,8 +114,11 @@ def test_workers_that_share_a_device_share_its_memory(xp, monkeypatch):
 
 def test_a_full_device_is_freed_and_tried_again(xp, monkeypatch):
     monkeypatch.setattr(memory, "_releasers", [])
-    let_go, tries = [], []
-    on_low_memory(lambda: let_go.append(len(tries)) or 0)
+    tries: list[int] = []
+    cache = DeviceCache(1000)
+    cache.put(BlockKey("r", 0, 0, 0), [[table(10)]])
+    on_low_memory(cache.clear)
+    on_low_memory(DeviceCache(1000).clear)  # gone at once
 
     def full_at_first(times: int) -> str:
         tries.append(times)
@@ -124,10 +127,11 @@ def test_a_full_device_is_freed_and_tried_again(xp, monkeypatch):
         return "done"
 
     assert retried(full_at_first, 1) == "done"
-    assert not let_go  # its own unused blocks were enough
+    assert cache.bytes == 80  # its own unused blocks were enough
     tries.clear()
     assert retried(full_at_first, 2) == "done"
-    assert let_go == [2]
+    assert cache.bytes == 0
+    assert len(memory._releasers) == 1
     tries.clear()
     with pytest.raises(DeviceMemoryError, match=r"the GPU is full: out of memory.*partition_bytes") as caught:
         retried(full_at_first, 9)
