@@ -214,13 +214,13 @@ def _number_places(places: np.ndarray, size: int) -> Groups:
     rows = len(places)
     if size > _SPARSE * rows:
         return _number(DirectTable(places, 0, size).firsts)
-    firsts = np.full(size, rows, dtype=np.int32 if rows < 1 << 31 else np.int64)
+    firsts: np.ndarray = np.full(size, rows, dtype=np.int32 if rows < 1 << 31 else np.int64)
+    numbers = np.empty(size, dtype=np.int64)  # not touched where it isn't used
     if 8 * size > rows:
         # of equal places, the first row is written last
         firsts[places[::-1]] = np.arange(rows - 1, -1, -1, dtype=firsts.dtype)
         if 4 * size > 3 * rows:  # then one more table of that size costs more than passes over the rows
             return _number(firsts[places])
-        numbers = np.empty(size, dtype=np.int64)
         is_first = np.zeros(rows + 1, dtype=bool)
         is_first[firsts] = True  # the last one stands for places without rows
         first_rows = np.flatnonzero(is_first[:rows])
@@ -232,7 +232,6 @@ def _number_places(places: np.ndarray, size: int) -> Groups:
         if (firsts[present] < rows).all():
             break
     order = np.argsort(firsts[present])
-    numbers = np.empty(size, dtype=np.int64)
     numbers[present[order]] = np.arange(len(present))
     return _numbered(numbers[places], firsts[present[order]].astype(np.int64))
 
