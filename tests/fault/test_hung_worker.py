@@ -22,7 +22,7 @@ import pytest
 from distributed import Client, Scheduler, SpecCluster
 
 import headwater as hw
-from headwater.runtime.cluster import CONFIG, HeadwaterCluster, start_local
+from headwater.runtime.cluster import CONFIG, start_local
 from headwater.runtime.dask_executor import DaskExecutor
 from headwater.runtime.scheduler_events import Cause, WorkerJoined, WorkerLeft
 
@@ -98,18 +98,11 @@ def beacons_of(pid: int) -> list[psutil.Process]:
     return found
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[HeadwaterCluster]:
-    """Two workers, each replaced when it dies."""
+@pytest.fixture
+def local() -> Iterator[DaskExecutor]:
+    """An executor on two workers, each replaced when it dies; no test waits for those that another one killed."""
     cluster, client = start_local(2)
     with cluster, client:
-        yield cluster
-
-
-@pytest.fixture
-def local(cluster: HeadwaterCluster) -> Iterator[DaskExecutor]:
-    """An executor of its own for each test; whoever the last one killed is replaced by now."""
-    with Client(cluster.scheduler_address, set_as_default=False) as client:
         executor = DaskExecutor(client)
         until(lambda: len(executor.workers()) == 2)
         yield executor
