@@ -139,7 +139,7 @@ class Methods:
         return call("abs", self)
 
     def sign(self) -> Expr:
-        """-1, 0 or 1, in the number's own type."""
+        """-1, 0 or 1, in the number's own type; for decimals in int64."""
         return call("sign", self)
 
     def sqrt(self) -> Expr:

@@ -82,5 +82,6 @@ def round_(x: Value, decimals: int = 0) -> Value:
 
 @register("sign", align=align_number, hint=_HINT)
 def sign(x: Value) -> Value:
-    """-1, 0 or 1 in the number's type."""
-    return pc.sign(x).cast(x.type)
+    """-1, 0 or 1 in the number's type; for decimals, of which not all have room for a 1, in int64."""
+    found = pc.sign(x)
+    return found if pa.types.is_decimal(x.type) else found.cast(x.type)

@@ -141,7 +141,7 @@ FUSED: dict[str, list[Expr]] = {
     ]
     + [col("d5") * 2, 1 - col("d5"), col("d5") / col("f64"), col("d5") + col("i8"), col("d5") % 3]
     + [col("d5") // Decimal("0.5"), col("d5") / 0, col("d5") * Decimal("1.5"), col("d5") * 0.5]
-    + [call(f, col(n)) for f in ("floor", "ceil", "round", "sqrt") for n in ("d5", "d9", "d18", "d3")]
+    + [call(f, col(n)) for f in ("floor", "ceil", "round", "sqrt", "sign") for n in ("d5", "d9", "d18", "d3")]
     + [call("round", col(n), decimals=d) for n in ("d5", "d9") for d in (1, 2, -1, 4)],
     "comparison": [
         call(f, col(a), col(b))
@@ -547,7 +547,6 @@ REFUSED = {
         col("f32").log(2.0),
         col("time") + HOUR,
         col("paris").dt.hour(),
-        col("d5").sign(),
         col("date").dt.truncate("hour"),
     ],
 }

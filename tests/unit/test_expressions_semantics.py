@@ -85,6 +85,15 @@ def test_signs_and_zeros_of_floor_division() -> None:
         np.testing.assert_array_equal(values(col("x") % col("y"), x=x, y=y), x % y)
 
 
+def test_decimals_have_a_sign_whatever_room_they_have() -> None:
+    table = pa.table(
+        {"a": pa.array([Decimal("0.25"), Decimal("-0.75"), Decimal(0), None], pa.decimal128(2, 2))}
+    )
+    sign = col("a").sign()
+    assert sign.infer(table.schema) == pa.int64()
+    assert sign.evaluate(table).to_pylist() == [1, -1, 0, None]
+
+
 def test_true_division_never_fails() -> None:
     got = values(col("a") / col("b"), a=[1, -1, 0, 3, None], b=[0, 0, 0, 2, 1])
     np.testing.assert_array_equal(np.array(got[:4]), [np.inf, -np.inf, np.nan, 1.5])

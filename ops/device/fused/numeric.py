@@ -78,7 +78,6 @@ def _rounded_decimal(emit: Emitter, function: str, a: Term, type: pa.DataType, d
 def _sign(emit: Emitter, call: Call, args: list[Term], type: pa.DataType) -> Term:
     a = args[0]
     ctype = c_type(type)
-    refuse(pa.types.is_decimal(type), "the sign of decimals is found on the host")
     positive = f"({ctype})({a.value} > 0)"
     if pa.types.is_integer(type) and not is_signed(type):
         return emit.strict(type, positive, args)
