@@ -127,7 +127,7 @@ def _header() -> Path:
     header = _folder() / f"emulator-{hashlib.sha256(text.encode()).hexdigest()[:24]}.h"
     compiled = header.with_suffix(".h.gch")
     if not compiled.exists():
-        part = _folder() / f"emulator-{os.getpid()}-{threading.get_ident()}"
+        part = _folder() / f"emulator-{_own()}"
         part.write_text(text)
         part.rename(header)
         subprocess.run(
@@ -139,12 +139,18 @@ def _header() -> Path:
     return header
 
 
+def _own() -> str:
+    """A part of file names that no other process or thread has."""
+    return f"{os.getpid()}-{threading.get_ident()}"
+
+
 def _build(code: str) -> Path:
     key = hashlib.sha256((code + HEADER.read_text()).encode()).hexdigest()[:24]
     folder = _folder()
     built = folder / f"{key}.so"
     if not built.exists():
-        source, output = folder / f"{key}-{os.getpid()}.cpp", folder / f"{key}-{os.getpid()}.so"
+        own = f"{key}-{_own()}"  # others may compile the same
+        source, output = folder / f"{own}.cpp", folder / f"{own}.so"
         source.write_text(code)
         done = subprocess.run(
             ["g++", *_FLAGS, "-shared", "-o", str(output), str(source)],
