@@ -7,15 +7,18 @@ from types import ModuleType
 from ..kernel import Context
 from .modules import on_device
 
-#: of a device's memory, what one operator holds of its input; it needs about three times as much while it works
+#: of the memory that this process may use of a device, what one operator holds of its input; it needs about three
+#: times as much while it works
 HELD_SHARE = 0.25
 
 
 def held_bytes(context: Context, xp: ModuleType) -> int:
     """Return how many bytes of its input an operator may hold in the namespace's memory.
 
-    On a device that is a share of its memory; on the host, half of what the context allows.
+    On a device that is a share of what this process may use of it, which is less where several share one; on the
+    host, half of what the context allows.
     """
     if not on_device(xp):
         return context.memory_bytes // 2
-    return int(xp.cuda.Device().mem_info[1] * HELD_SHARE)
+    limit = xp.get_default_memory_pool().get_limit() or xp.cuda.Device().mem_info[1]
+    return int(limit * HELD_SHARE)

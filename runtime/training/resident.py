@@ -45,7 +45,9 @@ class ResidentRows:
 
 
 def _free(xp: ModuleType) -> int:
-    """Bytes of the device that nobody uses; what CuPy's pool holds for later is among them."""
+    """Bytes of the device that this process may still use; what CuPy's pool holds for later is among them."""
     free, _ = xp.cuda.runtime.memGetInfo()
-    pool = getattr(xp, "get_default_memory_pool", None)
-    return int(free) + (0 if pool is None else int(pool().free_bytes()))
+    pool = xp.get_default_memory_pool()
+    room = int(free) + int(pool.free_bytes())
+    limit = int(pool.get_limit())
+    return min(room, limit - int(pool.used_bytes())) if limit else room

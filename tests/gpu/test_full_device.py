@@ -9,6 +9,7 @@ import pytest
 from headwater.ops.device import filter as filters
 from headwater.ops.device import memory, partition, project
 from headwater.ops.device import transfer as transfers
+from headwater.ops.device.memory_bound import held_bytes
 from headwater.ops.device.operators import device_kernel
 from headwater.ops.device.partition import DevicePartition
 from headwater.ops.device.table import to_arrow, to_device
@@ -46,6 +47,20 @@ def on_device(kernel, xp):
     lowered = device_kernel(kernel, [TABLE.schema])
     tables = lowered.run([iter([to_device(TABLE, xp)])], Context())
     return pa.concat_tables([to_arrow(table) for table in tables])
+
+
+def test_workers_that_share_a_device_hold_less(xp):
+    pool = xp.get_default_memory_pool()
+    before = pool.get_limit()
+    try:
+        memory.set_up_pool(xp, 1)
+        alone = held_bytes(Context(), xp)
+        memory.set_up_pool(xp, 4)
+        shared = held_bytes(Context(), xp)
+        assert shared == pytest.approx(alone / 4, rel=1e-3)
+        assert shared < pool.get_limit() / 3  # it works on what it holds
+    finally:
+        pool.set_limit(size=before)
 
 
 def test_filters(xp, room):
