@@ -21,9 +21,10 @@ FOLDERS = ("tests/fault/", "tests/cluster/", "tests/property/")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory):
-    """Keep the journals of the tests' runs out of the user's."""
+    """Keep the journals of the tests' runs out of the user's; and use no GPU where a test doesn't ask for one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADWATER_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("HEADWATER_BACKEND", "numpy")
         yield
 
 

@@ -71,6 +71,8 @@ def test_any_number_of_members_trains_the_same_bits(monkeypatch):
         monkeypatch.setenv("PYTHONPATH", str(EMULATION))
         monkeypatch.setenv("HEADWATER_BACKEND", "cupy")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    else:
+        monkeypatch.delenv("HEADWATER_BACKEND", raising=False)
     expected = trained(hw.Session("inline", journal=False, device="cpu"))
     one, two = on_devices(1), on_devices(2)
     for name, (digest, params) in expected.items():
