@@ -176,7 +176,11 @@ def from_arrays(values: Array, mask: Array | None = None, type: pa.DataType | No
 
 def to_host(array: Array) -> np.ndarray:
     """Return an array as NumPy's, copying it from the device if it lies there."""
-    return array.get() if hasattr(array, "get") else np.asarray(array)
+    if not hasattr(array, "get"):
+        return np.asarray(array)
+    from .device.memory import fetched
+
+    return fetched(array)
 
 
 def _numpy_values(array: pa.Array, mask: np.ndarray | None) -> np.ndarray:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -165,7 +165,7 @@ def split_on_oom(table: DeviceTable, function: Callable[[DeviceTable], _R]) -> I
 
 @dataclass
 class Traffic:
-    """Bytes that crossed between host and device.
+    """Bytes that crossed between host and device; several threads may add to them.
 
     Attributes:
         to_device, to_host: bytes, by direction.
@@ -173,14 +173,24 @@ class Traffic:
 
     to_device: int = 0
     to_host: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def add(self, to_device: int = 0, to_host: int = 0) -> None:
+        """Add what has crossed."""
+        with self._lock:
+            self.to_device += to_device
+            self.to_host += to_host
 
 
 _traffic: ContextVar[Traffic | None] = ContextVar("headwater_traffic", default=None)
 
 
 @contextmanager
-def counted() -> Iterator[Traffic]:
-    """Count what crosses in this thread or task by `staged` and `fetched`.
+def counted(traffic: Traffic | None = None) -> Iterator[Traffic]:
+    """Count what crosses in this thread or task, and in threads that work in a copy of its context.
+
+    Args:
+        traffic: to add to; None is a new one.
 
     Example:
         >>> with counted() as traffic:
@@ -188,7 +198,7 @@ def counted() -> Iterator[Traffic]:
         >>> traffic
         Traffic(to_device=0, to_host=0)
     """
-    traffic = Traffic()
+    traffic = traffic or Traffic()
     token = _traffic.set(traffic)
     try:
         yield traffic
@@ -196,20 +206,25 @@ def counted() -> Iterator[Traffic]:
         _traffic.reset(token)
 
 
-def staged(xp: ModuleType, array: np.ndarray) -> Array:
+def count_crossing(to_device: int = 0, to_host: int = 0) -> None:
+    """Add bytes to what is `counted` here, if anything counts."""
+    if (traffic := _traffic.get()) is not None:
+        traffic.add(to_device, to_host)
+
+
+def staged(xp: ModuleType, array: Array) -> Array:
     """Bring an array to the device, through page-locked memory.
 
     Args:
         xp: NumPy, which leaves it as it is, or CuPy.
-        array: of the host, numbers or booleans, any shape.
+        array: numbers or booleans, any shape; one that is there already stays as it is.
 
     Returns:
         An array of the same shape and dtype, without gaps. ``array`` may be changed as soon as it is there.
     """
-    if xp is np:
+    if xp is np or isinstance(array, xp.ndarray):
         return array
-    if (traffic := _traffic.get()) is not None:
-        traffic.to_device += array.nbytes
+    count_crossing(to_device=array.nbytes)
     lanes = _lanes(xp) if array.nbytes >= STAGED_BYTES else None
     return xp.asarray(array) if lanes is None else lanes.send(np.ascontiguousarray(array))
 
@@ -225,8 +240,7 @@ def fetched(array: Array) -> np.ndarray:
     """
     if isinstance(array, np.ndarray):
         return array
-    if (traffic := _traffic.get()) is not None:
-        traffic.to_host += int(array.nbytes)
+    count_crossing(to_host=int(array.nbytes))
     large = array.nbytes >= STAGED_BYTES and array.flags.c_contiguous
     lanes = _lanes(_cupy()) if large else None
     return array.get() if lanes is None else lanes.fetch(array)

@@ -177,8 +177,6 @@ class DevicePartition(DeviceKernel):
         for table in _gathered(inputs[0], xp):
             for rows, bounds in split_on_oom(table, partitioned):
                 offset += rows.rows
-                moved = context.metrics.get("to_host_bytes", 0) + rows.nbytes
-                context.metrics["to_host_bytes"] = moved
                 yield PartitionedTable(to_arrow(rows), bounds)  # type: ignore[misc]
 
     @property

@@ -27,9 +27,7 @@ class ToDevice(DeviceKernel):
     def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> DeviceStream:  # type: ignore[override]
         xp = array_namespace()
         for table in rechunk(inputs[0], UNIT_ROWS):
-            there = retried(to_device, table, xp)
-            _count(context, "to_device_bytes", there.nbytes)
-            yield there
+            yield retried(to_device, table, xp)
 
     @property
     def label(self) -> str:
@@ -42,7 +40,6 @@ class ToHost(Kernel):
 
     def run(self, inputs: Sequence[DeviceStream], context: Context) -> Stream:  # type: ignore[override]
         for table in inputs[0]:
-            _count(context, "to_host_bytes", table.nbytes)
             yield from slices(to_arrow(table))
 
     @property
@@ -61,7 +58,3 @@ def crosses(schema: pa.Schema) -> str | None:
         if physical_type(field.type) is None:
             return f"{field.name!r} is {field.type}"
     return None
-
-
-def _count(context: Context, name: str, size: int) -> None:
-    context.metrics[name] = context.metrics.get(name, 0) + size

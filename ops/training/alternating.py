@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import HeadwaterError
 from ..backend import Array, array_namespace, to_host
+from ..device.memory import staged
 from ..device.row_segments import segment_rows
 from ..objectives.direct import on_host
 from ..objectives.losses import sum_all
@@ -145,7 +146,7 @@ class AlternatingLeastSquares:
 
     def _measure(self, state: State, shard: Shard) -> dict[str, np.ndarray]:
         xp = array_namespace()
-        factors = [xp.asarray(state[side]) for side in ("users", "items")]
+        factors = [staged(xp, state[side]) for side in ("users", "items")]
         loss = 0.0
         for batch in pass_over(shard, 4 * self.objective.rank):
             users, items = batch[self.objective.user], batch[self.objective.item]
@@ -161,7 +162,7 @@ class AlternatingLeastSquares:
         high = min(low + self.chunk, len(state[side]))
         rank, products = objective.rank, len(self.pairs[0])
         equations, loss = xp.zeros((high - low, products + rank + 1)), 0.0
-        factors, replaced = xp.asarray(state[_OTHER[side]]), xp.asarray(state[side])
+        factors, replaced = staged(xp, state[_OTHER[side]]), staged(xp, state[side])
         for numbers, others, targets in self._sorted(shard, own, other, low, high):
             factor = factors[others]
             wanted, weight, counted = targets

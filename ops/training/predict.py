@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import HeadwaterError, ParameterError, UserFunctionError, did_you_mean
-from ..backend import array_namespace
+from ..backend import Array, array_namespace
 from ..batches import as_numpy, to_column
+from ..device.memory import staged
 from ..morsels import contiguous
 from ..objectives.objective import Objective
 from ..schema import canonical_schema
@@ -177,7 +179,9 @@ class Predict:
         parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         with _one_thread():
             for start in range(0, count, size):
-                block = {name: xp.asarray(_block(array, start, size)) for name, array in arrays.items()}
+                block = {
+                    name: _block(array[start : start + size], size, xp) for name, array in arrays.items()
+                }
                 given = self._call(prepared.params, block, rows.slice(start, 1))
                 for name in names:
                     parts[name].append(self._checked(given, name, size)[: count - start])
@@ -223,12 +227,15 @@ class Predict:
         return array
 
 
-def _block(array: np.ndarray, start: int, size: int) -> np.ndarray:
-    """Rows ``start`` to ``start + size``; behind the last row that row again."""
-    block = array[start : start + size]
-    if len(block) == size:
-        return block
-    return np.concatenate([block, np.broadcast_to(block[-1:], (size - len(block), *block.shape[1:]))])
+def _block(rows: np.ndarray, size: int, xp: ModuleType) -> Array:
+    """Bring rows to where they are computed; behind the last row that row again, until there are enough."""
+    there = staged(xp, rows)
+    if len(rows) == size:
+        return there
+    block = xp.empty((size, *rows.shape[1:]), rows.dtype)
+    block[: len(rows)] = there
+    block[len(rows) :] = there[-1:]
+    return block
 
 
 def _lacks(column: pa.Array, allow_nan: bool) -> np.ndarray | None:
@@ -263,7 +270,7 @@ def _on_device(tree: Any) -> Any:
         return {key: _on_device(item) for key, item in tree.items()}
     if isinstance(tree, list | tuple):
         return type(tree)(map(_on_device, tree))
-    return xp.asarray(tree) if isinstance(tree, np.ndarray) else tree
+    return staged(xp, tree) if isinstance(tree, np.ndarray) else tree
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...ops.device.memory import count_crossing
 from ...ops.training.aligned import ALIGNMENT, aligned_empty
 from ...ops.training.program import Batch
 
@@ -54,6 +55,7 @@ def to_device(arrays: Mapping[str, np.ndarray], xp: ModuleType, pinned: bool = F
     copies.wait_event(kernels.record())
     for name, array in arrays.items():
         if array.size:
+            count_crossing(to_device=array.nbytes)
             _copy(np.ascontiguousarray(array), moved[name], copies, xp, pinned)
     done = copies.record()
     kernels.wait_event(done)

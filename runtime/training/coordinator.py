@@ -165,6 +165,7 @@ class Coordinator:
             if outcome is Outcome.FINISHED:
                 assert member.state is not None
                 self.log.steps = member.step
+                self._note_traffic(member)
                 self.log.metrics = self.job.kernel.program.metrics(member.state)
                 return member.state
             if outcome is Outcome.BROKEN:
@@ -219,6 +220,22 @@ class Coordinator:
             self.log.steps_lost += max(m.step for m in members) <= self._broken_step
             self._broken_step = -1
         self._members = members
+
+    def _note_traffic(self, member: Member) -> None:
+        """Ask the others what has crossed at them; who doesn't answer is left out."""
+        if self.job.device != "gpu":
+            return
+        others = [m.address for m in self._members if m.address != self._leader]
+        answers = self.network.call_all(
+            others, "headwater_train_open", ANSWER_SECONDS, dict.fromkeys(others, self._address())
+        )
+        crossed = [
+            answer["crossed"]
+            for answer in answers.values()
+            if isinstance(answer, dict) and "crossed" in answer
+        ]
+        crossed.append((member.traffic.to_device, member.traffic.to_host))
+        self.log.to_device_bytes, self.log.to_host_bytes = (sum(way) for way in zip(*crossed))
 
     # -- asking ------------------------------------------------------------------------------------
 

@@ -128,6 +128,7 @@ class TrainingLog:
         adopted_step: steps that were found done when this coordinator began; -1 if it began anew.
         metrics: of the last step; the model's history has those of all.
         transport: which way arrays went in the last constellation: "host", or "nccl" between devices.
+        to_device_bytes, to_host_bytes: crossed at the members of the last constellation.
     """
 
     steps: int = 0
@@ -142,6 +143,8 @@ class TrainingLog:
     adopted_step: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
     transport: str = "host"
+    to_device_bytes: int = 0
+    to_host_bytes: int = 0
 
     def record(self) -> dict[str, Any]:
         """As plain values."""

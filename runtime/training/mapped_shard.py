@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 
 from ...ops.backend import array_namespace
+from ...ops.device.memory import staged
 from ...ops.training.program import BLOCK_ROWS, Batch, Shard, shard_rng
 from ...ops.training.sampling import Order
 from .buffers import to_device
@@ -61,7 +62,7 @@ class MappedShard:
             return to_device(self.file.slice(place.start, place.stop), xp)
         drawn = self.order.batch(epoch, step)
         if there is not None:
-            rows = xp.asarray(drawn)
+            rows = staged(xp, drawn)
             return {name: array[rows] for name, array in there.items()}
         return to_device(self.file.take(drawn, xp), xp, pinned=True)
 

@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from ...errors import NonDeterministicError
 from ...ops.backend import array_namespace, stage_backend, to_host
+from ...ops.device.memory import Traffic, counted, staged
 from ...ops.training.determinism import check_repeats
 from ...ops.training.minibatch import Minibatch
 from ...ops.training.program import DataInfo, Shard, State
@@ -75,6 +76,7 @@ class Member:
         error: what ended its last generation, if that was its own doing.
         stepped: when the last step was completed, by the monotonic clock.
         transport: which way arrays go, "host" or "nccl".
+        traffic: what has crossed between host and device.
     """
 
     def __init__(self, job: TrainJob, endpoint: Endpoint, threads: int = 1):
@@ -98,6 +100,7 @@ class Member:
         self._sums: list[np.ndarray] = []
         self._group: AnyGroup | None = None
         self.transport = "host"
+        self.traffic = Traffic()
         self._running = threading.Lock()
 
     def prepare(self, orders: PrepareOrders, store: NodeStore, fetcher: Fetcher) -> list[ShardSummary]:
@@ -124,6 +127,7 @@ class Member:
         with (
             self._running,
             stage_backend(self.job.device),
+            counted(self.traffic),
             threadpool_limits(limits=1),
             ThreadPoolExecutor(self.threads) as pool,
             Prefetcher() as prefetcher,
@@ -348,9 +352,9 @@ def device_state(value: Any) -> Any:
         return value
     if isinstance(value, dict):
         return {name: device_state(item) for name, item in value.items()}
-    return xp.asarray(value) if isinstance(value, np.ndarray) else value
+    return staged(xp, value) if isinstance(value, np.ndarray) else value
 
 
 def _on_device(arrays: Sequence[np.ndarray]) -> Sequence[Any]:
     xp = array_namespace()
-    return arrays if xp is np else [xp.asarray(array) for array in arrays]
+    return arrays if xp is np else [staged(xp, array) for array in arrays]

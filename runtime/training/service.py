@@ -133,6 +133,7 @@ class TrainingService:
             "endpoint": member.endpoint.address,
             "numerics": dict(numerics(member.job.device)),
             "step": member.step,
+            "crossed": (member.traffic.to_device, member.traffic.to_host),
             "draining": self._draining(),
             "shards": held_shards(member.job, self.store, self.fetcher),
             "error": None if error is None else _packed(error),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...ops.backend import array_namespace, to_host
+from ...ops.device.memory import staged
 from ...ops.training.minibatch import Minibatch, Piece
 from ...ops.training.program import State
 from ..collectives.nccl import NcclGroup
@@ -219,4 +220,4 @@ def _to_device(arrays: Arrays) -> dict[str, Any]:
 
 def _on_device(arrays: Sequence[np.ndarray]) -> Sequence[Any]:
     xp = array_namespace()
-    return arrays if xp is np else [xp.asarray(array) for array in arrays]
+    return arrays if xp is np else [staged(xp, array) for array in arrays]

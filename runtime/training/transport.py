@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ...ops.backend import array_namespace
+from ...ops.backend import array_namespace, to_host
+from ...ops.device.memory import staged
 from ...ops.device.ordered_sum import ordered_sum
 from ..collectives.device_link import LinkError
 from ..collectives.group import Group
@@ -79,9 +80,10 @@ def for_group(group: AnyGroup, array: Any) -> Any:
     """
     if group.on_device:
         xp = array_namespace()
-        return xp.ascontiguousarray(xp.asarray(array)).reshape(-1)
-    host = array.get() if hasattr(array, "get") else array
-    return np.ascontiguousarray(host).reshape(-1)
+        return xp.ascontiguousarray(staged(xp, np.asarray(array) if np.isscalar(array) else array)).reshape(
+            -1
+        )
+    return np.ascontiguousarray(to_host(array)).reshape(-1)
 
 
 def _offer(group: Group) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ...lineage.fingerprint import Fingerprint
 from ...lineage.stream_fingerprint import StreamFingerprint
 from ...ops.backend import stage_backend
 from ...ops.device.cache import DeviceCache
+from ...ops.device.memory import Traffic, counted
 from ...ops.device.partition import DevicePartition
 from ...ops.device.transfer import ToDevice, ToHost
 from ...ops.kernel import Broadcast, Context, Stream
@@ -112,10 +113,6 @@ def run_task(
     )
 
 
-#: what kernels count that the run's report tells
-METERED = ("spilled_bytes", "to_device_bytes", "to_host_bytes")
-
-
 class _Attempt:
     def __init__(
         self,
@@ -139,6 +136,8 @@ class _Attempt:
         self.device_blocks = DeviceBlocks(device_cache, task) if device_cache is not None else None
         self.training_log: dict[str, Any] | None = None
         self.counts: Counter[str] = Counter()
+        #: what crosses between host and device
+        self.traffic = Traffic()
         #: a task's memory, shared by what holds rows at the same time
         self.kernel_bytes = self.exchange_bytes = task.memory_bytes * 3 // 8
         self.input_bytes = task.memory_bytes // 4
@@ -152,6 +151,7 @@ class _Attempt:
         try:
             with (
                 stage_backend(self.program.device),
+                counted(self.traffic),
                 self.store.spill_folder(task.run, task.name) as self.spill_folder,
                 self._opened(_segments(task), self.mailbox.relocate if self.mailbox else None) as self.inputs,
             ):
@@ -168,6 +168,7 @@ class _Attempt:
                 gone = f"the scratch folder {self.store.root} was emptied under a running task"
                 raise OSError(errno.EIO, gone) from error  # unlike an input that isn't there, worth a retry
             raise
+        self.counts.update(to_device_bytes=self.traffic.to_device, to_host_bytes=self.traffic.to_host)
         return tuple(done)
 
     def _partition(self, given: PartitionInput) -> PartitionResult:
@@ -308,6 +309,7 @@ class _Attempt:
             self.progress.tell,
         )
         self.training_log = log.record()
+        self.traffic.add(log.to_device_bytes, log.to_host_bytes)
         self.counts["rows_in"] += sum(segment.rows for segments in inputs for segment in segments)
         self.counts["bytes_in"] += sum(segment.length for segments in inputs for segment in segments)
         for batch in model.to_batches():
@@ -342,7 +344,7 @@ class _Attempt:
 
     def _metered(self, stream: Stream, context: Context) -> Stream:
         yield from stream
-        self.counts.update({name: context.metrics[name] for name in METERED if name in context.metrics})
+        self.counts["spilled_bytes"] += context.metrics.get("spilled_bytes", 0)
 
     def _watched(self, stream: Stream | Broadcast) -> Stream:
         for table in stream:  # type: ignore[union-attr]

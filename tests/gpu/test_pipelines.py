@@ -15,6 +15,8 @@ import pytest
 import headwater as hw
 from headwater import col
 
+from .conftest import real_cupy
+
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 DATA = Path(os.environ.get("HEADWATER_DATA", Path(__file__).parents[3] / "shared" / "data"))
 ROWS = 6000
@@ -138,16 +140,38 @@ def test_blocks_stay_on_the_device_for_who_reads_them_next(device):
         assert cache.bytes == 0
 
 
+def test_what_a_training_moves_is_counted(device):
+    rng = np.random.default_rng(0)
+    rows = hw.from_arrow(pa.table({name: rng.random(ROWS, np.float32) for name in "abcdy"}))
+    model = hw.train(rows, target="y", objective=hw.objectives.LinearRegression(), steps=3, batch_size=1024)
+    _, _, report = run({"model": model}, "gpu")
+    (training,) = [stage for stage in report.stages if stage.training]
+    least = 5 * 4 * ROWS + 3 * 8 * 1024  # rows once, and the numbers of those that are drawn
+    assert least <= training.to_device_bytes < least + 10_000
+    assert 0 < training.to_host_bytes < 10_000
+    _, _, report = run({"model": model}, "cpu")
+    assert not any(stage.to_device_bytes or stage.to_host_bytes for stage in report.stages)
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
-    [("flights", "nycflights13"), ("adult", ""), ("adult_model", ""), ("wordcount", "tinyshakespeare.txt")],
+    [
+        ("flights", "nycflights13"),
+        ("adult", ""),
+        ("adult_model", ""),
+        ("mnist", ""),
+        ("wordcount", "tinyshakespeare.txt"),
+    ],
 )
 def test_examples(device, tmp_path, name, data):
     if not (DATA / data).exists():
         pytest.skip("the examples' data is not here")
-    given = {"data": str(DATA / data), **({"out": str(tmp_path)} if name == "adult" else {})}
-    made = runpy.run_path(str(EXAMPLES / f"{name}.py"))[name](**given)
-    outputs = {key: value for key, value in made.items() if key != "model"}
+    more = {"adult": {"out": str(tmp_path)}, "mnist": {"epochs": 1}}
+    made = runpy.run_path(str(EXAMPLES / f"{name}.py"))[name](data=str(DATA / data), **more.get(name, {}))
+    models = (
+        {"model", "mlp", "cnn"} if real_cupy() else {"model", "mlp", "cnn", "cnn_quality"}
+    )  # PyTorch needs CUDA
+    outputs = {key: value for key, value in made.items() if key not in models}
     expected, digests, _ = run(outputs, "cpu")
     got, others, _ = run(outputs, "gpu")
     for output, table in expected.items():
