@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .ops import metrics, objectives, optim, prep
     from .ops.expressions import (
         Expr,
+        approx_median,
+        approx_quantile,
         coalesce,
         col,
         concat_str,
@@ -84,6 +86,8 @@ __all__ = [
     "Session",
     "SuccessiveHalving",
     "__version__",
+    "approx_median",
+    "approx_quantile",
     "check",
     "coalesce",
     "col",
@@ -131,6 +135,8 @@ _HOMES = {
     ".ops.expressions": [
         *(
             "Expr",
+            "approx_median",
+            "approx_quantile",
             "coalesce",
             "col",
             "concat_str",

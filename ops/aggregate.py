@@ -23,6 +23,7 @@ from .merge import merge_runs
 from .morsels import contiguous, drained, numbered, rechunk, slices
 from .node import Node, listed
 from .ordering import SortKey
+from .quantiles import SKETCH
 from .spill import ROW, hash_parts, new_spill
 
 
@@ -43,7 +44,8 @@ class Aggregation:
     options: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name}={self.function}({self.column or ''})"
+        q = dict(self.options).get("q")
+        return f"{self.name}={self.function}({self.column or ''}{'' if q is None else f', q={q}'})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -100,10 +102,35 @@ class Aggregate(Node):
         return f"{by}{listed([str(a) for a in self.aggregations])}"
 
 
+def shared_states(aggregations: Sequence[Aggregation]) -> tuple[list[Aggregation], list[int]]:
+    """Return the aggregations that have a state of their own, and the place of each one's state among these.
+
+    Quantiles of one column, and deviations with another ``ddof``, read the same state.
+
+    Example:
+        >>> both = [Aggregation(f"q{n}", "approx_quantile", "x", (("q", n / 4),)) for n in (1, 3)]
+        >>> [a.name for a in shared_states(both)[0]], shared_states(both)[1]
+        (['q1'], [0, 0])
+    """
+    found: dict[Any, int] = {}
+    own: list[Aggregation] = []
+    places = []
+    for a in aggregations:
+        read = AGGREGATIONS[a.function].state_options
+        key = a.function, a.column, tuple(option for option in a.options if option[0] in read)
+        if key not in found:
+            found[key] = len(own)
+            own.append(a)
+        places.append(found[key])
+    return own, places
+
+
 def state_schema(
     input_schema: pa.Schema, keys: Sequence[str], aggregations: Sequence[Aggregation]
 ) -> pa.Schema:
     """Return the schema of the states that a partial aggregation leaves: the keys, then each state's parts.
+
+    A state that several aggregations share is there once, under the first one's name.
 
     Example:
         >>> schema = pa.schema([("k", pa.string()), ("x", pa.float64())])
@@ -111,7 +138,7 @@ def state_schema(
         ['k', 'm#sum', 'm#count']
     """
     fields = [pa.field(name, input_schema.field(name).type) for name in keys]
-    for a in aggregations:
+    for a in shared_states(aggregations)[0]:
         type = pa.null() if a.column is None else input_schema.field(a.column).type
         fields += [pa.field(f"{a.name}#{part}", kind) for part, kind in AGGREGATIONS[a.function].state(type)]
     return pa.schema(fields)
@@ -124,8 +151,8 @@ _FLUSH_BYTES = 64 << 20
 _FIRST_MERGE = 4 * MORSEL_ROWS
 #: merging states is given up when it leaves more than this fraction of them
 _FUTILE = 0.9
-#: rows that leave more states than this fraction of them are reduced many at once: of so many, more are alike, and
-#: states that aren't made needn't be merged
+#: rows that leave more states, or buckets in them, than this fraction of them are reduced many at once: of so many,
+#: more are alike, and states that aren't made needn't be merged
 _SCATTERED = 0.5
 #: so many, and no more bytes than this
 _MANY_ROWS, _MANY_BYTES = 16 * MORSEL_ROWS, 64 << 20
@@ -176,7 +203,7 @@ class PartialAggregateKernel(Kernel):
         for number, morsel in enumerate(morsels):
             table = pa.concat_tables([morsel, *islice(morsels, together - 1)])
             states = self._reduce(table)
-            if number == 0 and states.num_rows > _SCATTERED * table.num_rows:
+            if number == 0 and max(states.num_rows, _buckets(states)) > _SCATTERED * table.num_rows:
                 together = _morsels_together(table.schema)
                 if more := list(islice(morsels, together - 1)):
                     table = pa.concat_tables([table, *more])
@@ -191,9 +218,9 @@ class PartialAggregateKernel(Kernel):
         read = {
             name: contiguous(table.column(name)) for a in self.aggregations if (name := a.column) is not None
         }
-        for a in self.aggregations:
+        for a in shared_states(self.aggregations)[0]:
             column = None if a.column is None else read[a.column]
-            columns += AGGREGATIONS[a.function].partial(groups, column)
+            columns += AGGREGATIONS[a.function].partial(groups, column, dict(a.options))
         return pa.Table.from_arrays(columns, schema=self.schema)
 
     def _merge(self, states: list[pa.Table]) -> pa.Table:
@@ -254,8 +281,8 @@ class FinalAggregateKernel(Kernel):
 
     def _finish(self, states: pa.Table, schema: pa.Schema) -> pa.Table:
         groups, columns, parts = _merge_states(states, self.keys, self.aggregations)
-        for a, state in zip(self.aggregations, parts):
-            answer = AGGREGATIONS[a.function].finish(state, dict(a.options))
+        for a, place in zip(self.aggregations, shared_states(self.aggregations)[1]):
+            answer = AGGREGATIONS[a.function].finish(parts[place], dict(a.options))
             columns.append(answer.cast(self.schema.field(a.name).type))
         if len(schema) > len(self.schema):
             columns.append(contiguous(states.column(ROW)).take(pa.array(groups.first_rows)))
@@ -267,6 +294,12 @@ class FinalAggregateKernel(Kernel):
             for a in self.aggregations
         ]
         return pa.Table.from_arrays(answers, schema=self.schema)
+
+
+def _buckets(states: pa.Table) -> int:
+    """How many buckets of quantiles the longest column of states has."""
+    sketches = [column for column in states.columns if column.type == SKETCH]
+    return max((sum(len(chunk.flatten()) for chunk in column.chunks) for column in sketches), default=0)
 
 
 def _morsels_together(schema: pa.Schema) -> int:
@@ -281,11 +314,11 @@ def _morsels_together(schema: pa.Schema) -> int:
 def _merge_states(
     states: pa.Table, keys: Sequence[str], aggregations: Sequence[Aggregation]
 ) -> tuple[Groups, list[pa.Array], list[tuple[pa.Array, ...]]]:
-    """Group states by key and merge them: the groups, their keys, and each aggregation's state."""
+    """Group states by key and merge them: the groups, their keys, and the states that `shared_states` names."""
     groups = group([states.column(name) for name in keys], states.num_rows)
     columns = [contiguous(column) for column in states.columns[len(keys) :]]
     merged = []
-    for a in aggregations:
+    for a in shared_states(aggregations)[0]:
         size = AGGREGATIONS[a.function].parts
         merged.append(AGGREGATIONS[a.function].merge(groups, tuple(columns[:size])))
         columns = columns[size:]

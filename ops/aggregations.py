@@ -6,8 +6,8 @@ turns states into the answer. States merge in row order, so ``first`` and ``last
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import ParameterError, TypeMismatchError, did_you_mean
-from . import ranking, reductions
+from . import quantiles, ranking, reductions
 from .grouping import Groups, comparable
 
 Options = dict[str, Any]
@@ -30,20 +30,26 @@ class AggregateFunction:
     Attributes:
         output: the output type over an input type, None if it can't take that type.
         state: (part, type) of the state's columns over an input type.
-        partial: state of each group from its rows; the column is None for a count of rows.
+        partial: state of each group from its rows and the options; the column is None for a count of rows.
         merge: state of each group from states of its parts, in order.
         finish: the answer of each group from its state.
         takes: what the input may be, in words, for errors.
         nothing: the answer for no rows at all.
+        options: the options there may be, by name, and what refuses wrong values of them.
+        state_options: those that the state depends on; aggregations that differ in others share one state.
+        shaped: the output type, given the one that ``output`` says and the options.
     """
 
     output: Callable[[pa.DataType], pa.DataType | None]
     state: Callable[[pa.DataType], tuple[tuple[str, pa.DataType], ...]]
-    partial: Callable[[Groups, pa.Array], State]
+    partial: Callable[[Groups, pa.Array, Options], State]
     merge: Callable[[Groups, State], State]
     finish: Callable[[State, Options], pa.Array]
     takes: str = "any column"
     nothing: int | None = None
+    options: Mapping[str, Callable[[Any], None]] = field(default_factory=dict)
+    state_options: tuple[str, ...] = ()
+    shaped: Callable[[pa.DataType, Options], pa.DataType] = lambda type, options: type
 
     @property
     def parts(self) -> int:
@@ -57,7 +63,7 @@ def aggregation_type(function: str, type: pa.DataType | None, options: dict[str,
     Args:
         function: name of a record in AGGREGATIONS.
         type: the column's type; None for a count of rows.
-        options: ``ddof`` for var and std.
+        options: ``ddof`` for var and std; ``q`` and ``accuracy`` for approx_quantile.
 
     Raises:
         ParameterError: unknown function or option.
@@ -69,23 +75,20 @@ def aggregation_type(function: str, type: pa.DataType | None, options: dict[str,
     """
     if function not in AGGREGATIONS:
         raise ParameterError(f"there is no aggregation {function!r}. {did_you_mean(function, AGGREGATIONS)}")
-    allowed = ("ddof",) if function in ("var", "std") else ()
-    for option in options:
-        if option not in allowed:
-            raise ParameterError(f"{function}({option}=...): {did_you_mean(option, allowed)}")
-    ddof = options.get("ddof", 1)
-    if not isinstance(ddof, int) or ddof < 0:
-        raise ParameterError(f"{function}(ddof={ddof!r}): give a whole number, 0 or more; 1 is the sample's.")
+    record = AGGREGATIONS[function]
+    for option, value in options.items():
+        if option not in record.options:
+            raise ParameterError(f"{function}({option}=...): {did_you_mean(option, record.options)}")
+        record.options[option](value)
     if type is None and function != "count":
         raise ParameterError(f"{function}() needs a column, as col('x').{function}().")
-    record = AGGREGATIONS[function]
     result = pa.int64() if type is None else record.output(type)
     if result is None:
         raise TypeMismatchError(
             f"{function} takes {record.takes}, and this is {type}. Cast it first, as "
             f"col('x').cast('float64').{function}(), or use count, n_unique, first or last."
         )
-    return result
+    return record.shaped(result, options)
 
 
 def _is_number(type: pa.DataType) -> bool:
@@ -121,6 +124,11 @@ def _first_part(state: State, options: Options) -> pa.Array:
     return state[0]
 
 
+def _plain(reduce: Callable[[Groups, pa.Array], State]) -> Callable[[Groups, pa.Array, Options], State]:
+    """A reduction of rows that has no options."""
+    return lambda groups, column, options: reduce(groups, column)
+
+
 def _extreme(largest: bool) -> AggregateFunction:
     def reduce(groups: Groups, column: pa.Array) -> State:
         return (reductions.extreme(groups, column, largest),)
@@ -128,7 +136,7 @@ def _extreme(largest: bool) -> AggregateFunction:
     return AggregateFunction(
         _ordered,
         _one("max" if largest else "min", _same),
-        reduce,
+        _plain(reduce),
         lambda groups, state: reduce(groups, state[0]),
         _first_part,
         "a column with an order (number, string, date, boolean, ...)",
@@ -140,7 +148,7 @@ def _at(rows: Callable[[Groups], np.ndarray], part: str) -> AggregateFunction:
         return (reductions.pick(column, rows(groups)),)
 
     return AggregateFunction(
-        _same, _one(part, _same), reduce, lambda groups, state: reduce(groups, state[0]), _first_part
+        _same, _one(part, _same), _plain(reduce), lambda groups, state: reduce(groups, state[0]), _first_part
     )
 
 
@@ -201,7 +209,20 @@ def _finish_variance(state: State, options: Options, root: bool) -> pa.Array:
 
 def _variance(root: bool) -> AggregateFunction:
     finish = partial(_finish_variance, root=root)
-    return AggregateFunction(_float_of_numbers, _moments_state, _moments, _merge_moments, finish, "numbers")
+    return AggregateFunction(
+        _float_of_numbers,
+        _moments_state,
+        _plain(_moments),
+        _merge_moments,
+        finish,
+        "numbers",
+        options={"ddof": partial(_check_ddof, "std" if root else "var")},
+    )
+
+
+def _check_ddof(function: str, ddof: Any) -> None:
+    if not isinstance(ddof, int) or ddof < 0:
+        raise ParameterError(f"{function}(ddof={ddof!r}): give a whole number, 0 or more; 1 is the sample's.")
 
 
 def _distinct(groups: Groups, column: pa.Array) -> State:
@@ -225,28 +246,31 @@ def _finish_distinct(state: State, options: Options) -> pa.Array:
 #: min, max: NaN is the largest number, as in sort: max is NaN if any is, min only if all are
 #: count: of non-null values, or of rows; n_unique: exact, of non-null values
 #: first, last: in row order, nulls included
+#: approx_quantile: the value of rank floor(q * (n - 1)) within a relative ``accuracy``; NaN as in max, q may be a tuple
 #: auc: of pairs that `metrics.auc` makes; null where all rows are of one class
 AGGREGATIONS: dict[str, AggregateFunction] = {
     "sum": AggregateFunction(
         reductions.sum_type,
         _one("sum", reductions.sum_type),
-        _sum,
+        _plain(_sum),
         lambda groups, state: _sum(groups, state[0]),
         _first_part,
         "numbers or durations",
     ),
-    "mean": AggregateFunction(_float_of_numbers, _mean_state, _mean, _merge_mean, _finish_mean, "numbers"),
+    "mean": AggregateFunction(
+        _float_of_numbers, _mean_state, _plain(_mean), _merge_mean, _finish_mean, "numbers"
+    ),
     "var": _variance(root=False),
     "std": _variance(root=True),
     "min": _extreme(largest=False),
     "max": _extreme(largest=True),
     "count": AggregateFunction(
-        _integer, _one("count", _integer), _count, _merge_count, _first_part, nothing=0
+        _integer, _one("count", _integer), _plain(_count), _merge_count, _first_part, nothing=0
     ),
     "n_unique": AggregateFunction(
         _integer,
         lambda type: (("values", pa.list_(type)),),
-        _distinct,
+        _plain(_distinct),
         _merge_distinct,
         _finish_distinct,
         nothing=0,
@@ -256,9 +280,20 @@ AGGREGATIONS: dict[str, AggregateFunction] = {
     "auc": AggregateFunction(
         ranking.output_type,
         ranking.state_fields,
-        ranking.count_scores,
+        _plain(ranking.count_scores),
         ranking.merge_scores,
         ranking.area,
         "a target and a score, as hw.metrics.auc('target', 'score')",
+    ),
+    "approx_quantile": AggregateFunction(
+        quantiles.quantile_type,
+        quantiles.state_fields,
+        quantiles.count_buckets,
+        quantiles.merge_counts,
+        quantiles.quantiles,
+        "numbers or durations, which have a distance from zero (of times take the duration since one of them)",
+        options={"q": quantiles.check_q, "accuracy": quantiles.check_accuracy},
+        state_options=("accuracy",),
+        shaped=quantiles.quantile_types,
     ),
 }

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pyarrow as pa
 
-from ..aggregate import Aggregation, FinalAggregateKernel, PartialAggregateKernel
+from ..aggregate import Aggregation, FinalAggregateKernel, PartialAggregateKernel, shared_states
 from ..aggregations import AGGREGATIONS
 from ..backend import array_namespace
 from ..kernel import Broadcast, Context
@@ -94,7 +94,7 @@ class DevicePartialAggregate(DeviceKernel):
         reductions = Reductions(groups)
         parts: list[State] = []
         try:
-            for a in self.aggregations:
+            for a in shared_states(self.aggregations)[0]:
                 column = None if a.column is None else table.column(a.column)
                 parts.append(DEVICE_AGGREGATIONS[a.function].partial(reductions, column))
         except TotalTooWide:
@@ -151,8 +151,8 @@ class DeviceFinalAggregate(DeviceKernel):
         states = concat(parts, xp)
         groups, merged = _merge_states(states, self.keys, self.aggregations, xp)
         answers = [
-            (DEVICE_AGGREGATIONS[a.function].finish(state, dict(a.options), xp),)
-            for a, state in zip(self.aggregations, merged)
+            (DEVICE_AGGREGATIONS[a.function].finish(merged[place], dict(a.options), xp),)
+            for a, place in zip(self.aggregations, shared_states(self.aggregations)[1])
         ]
         return _states(groups, states, self.keys, answers, self.schema)
 
@@ -190,11 +190,11 @@ def lower_final(kernel: FinalAggregateKernel, schemas: Sequence[pa.Schema]) -> L
 def _merge_states(
     states: DeviceTable, keys: Sequence[str], aggregations: Sequence[Aggregation], xp: ModuleType
 ) -> tuple[DeviceGroups, list[State]]:
-    """Group states by key and merge them: the groups, and each aggregation's state."""
+    """Group states by key and merge them: the groups, and the states that `shared_states` names."""
     groups = group([states.column(name) for name in keys], states.rows, xp)
     reductions, columns = Reductions(groups), states.columns[len(keys) :]
     merged = []
-    for a in aggregations:
+    for a in shared_states(aggregations)[0]:
         size = AGGREGATIONS[a.function].parts
         merged.append(DEVICE_AGGREGATIONS[a.function].merge(reductions, columns[:size]))
         columns = columns[size:]

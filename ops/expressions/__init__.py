@@ -10,13 +10,28 @@ from . import (  # noqa: F401  (they put their kernels into FUNCTIONS)
     string_kernels,
     temporal_kernels,
 )
-from .aggregates import count, first, last, max, mean, min, n_unique, std, sum, var
+from .aggregates import (
+    approx_median,
+    approx_quantile,
+    count,
+    first,
+    last,
+    max,
+    mean,
+    min,
+    n_unique,
+    std,
+    sum,
+    var,
+)
 from .expr import Expr
 from .functions import coalesce, col, concat_str, greatest, hash_unit, least, when
 from .literals import lit
 
 __all__ = [
     "Expr",
+    "approx_median",
+    "approx_quantile",
     "coalesce",
     "col",
     "concat_str",
