@@ -160,7 +160,7 @@ def _hashed(keys: KeyWords, rows: int, xp: ModuleType) -> DeviceGroups:
 def _numbered(owners: Array, slots: Array | None, words: Array, rows: int, xp: ModuleType) -> DeviceGroups:
     """Number groups by their first rows, given the slot of each row, or its word if that is the slot."""
     codes, marks = xp.empty(rows, dtype=np.int32), xp.empty(rows, dtype=np.int32)
-    places = words if slots is None else slots
+    places = owners if slots is None else slots  # which the kernel doesn't read then
     args = (owners, places, words, np.int32(slots is None), np.int32(rows), codes, marks)
     launch(kernel(xp, "grouping", "find_firsts"), rows, args)
     running = xp.cumsum(marks, dtype=np.int32)

@@ -3,7 +3,7 @@
 Sources include nothing, take no C++ templates by name, and declare each kernel ``extern "C" __global__ void``.
 What differs between uses is a macro; the sets of macros that are used stand in the first lines of a source, as
 ``// build: -DT=double -DI=int``, so that all of them can be compiled where there is no device. Multiplications and
-additions aren't contracted, so that floats have the bits that NumPy gives them.
+additions aren't contracted, and tiny floats aren't taken for zero, so that floats have the bits that NumPy gives them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from .compilation import load
 
 #: threads of a block, where a kernel doesn't ask for another number
 THREADS = 256
@@ -88,4 +90,4 @@ def _module(xp: ModuleType, source: str, macros: tuple[str, ...]) -> Any:
 
 @cache
 def _compiled(xp: ModuleType, code: str, macros: tuple[str, ...]) -> Any:
-    return xp.RawModule(code=code, options=(*OPTIONS, *macros))
+    return load(xp, code, (*OPTIONS, *macros))

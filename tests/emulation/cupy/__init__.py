@@ -16,7 +16,7 @@ from . import cuda as cuda
 from .arrays import ndarray as ndarray
 from .arrays import transfers as transfers
 from .arrays import unwrap, wrap, wrapped
-from .compiler import Library
+from .kernels import RawModule as RawModule
 
 __version__ = "14.0.0"
 _NAMES = frozenset(Path(__file__).with_name("names.txt").read_text().split())
@@ -97,35 +97,6 @@ def unique(
 ) -> Any:
     """As NumPy's."""
     return wrap(np.unique(unwrap(ar), return_index, return_inverse, return_counts))
-
-
-class RawModule:
-    """Compiles a source and finds its kernels."""
-
-    def __init__(self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc", **others: Any):
-        self._library = Library(code, tuple(options))
-
-    def get_function(self, name: str) -> Any:
-        """Return a kernel: called with a grid, a block and arguments."""
-        library = self._library
-        if name not in library.signatures:
-            raise AttributeError(f"no kernel {name!r}; there are {sorted(library.signatures)}")
-
-        def call(
-            grid: tuple[int, ...], block: tuple[int, ...], args: Any, *, shared_mem: int = 0, **options: Any
-        ) -> None:
-            if shared_mem:
-                raise NotImplementedError("shared memory of a size known at launch isn't emulated")
-            plain = []
-            for arg in args:
-                if isinstance(arg, np.ndarray):
-                    raise TypeError("a kernel got an array of the host")
-                if isinstance(arg, ndarray) and not arg._data.flags.c_contiguous:
-                    raise TypeError("a kernel got an array with gaps")
-                plain.append(arg._data if isinstance(arg, ndarray) else arg)
-            library.launch(name, tuple(map(int, grid)), tuple(map(int, block)), plain)
-
-        return call
 
 
 def __getattr__(name: str) -> Any:

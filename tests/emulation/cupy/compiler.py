@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from .arrays import ndarray
+
 HEADER = Path(__file__).with_name("emulator.h")
 _KERNEL = re.compile(
     r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(([^)]*)\)', re.S
 )
-_SCALARS = {
+_NUMBERS = {
     np.dtype(name): getattr(ctypes, kind)
     for name, kind in {
         "bool": "c_bool",
@@ -34,6 +36,8 @@ _SCALARS = {
         "float64": "c_double",
     }.items()
 }
+#: bytes of all parameters of a kernel together
+_PARAMETER_BYTES = 4096
 _FLAGS = [
     "-O1",
     "-g",
@@ -41,6 +45,8 @@ _FLAGS = [
     "-fPIC",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
+    "-fsanitize=alignment",
+    "-fno-sanitize-recover=alignment",
     "-w",
     "-U_FORTIFY_SOURCE",
 ]
@@ -65,37 +71,60 @@ class Library:
         launchers = "\n".join(
             f'extern "C" void launch_{name}({", ".join(["const unsigned *shape", *parameters])}) {{\n'
             f"  emulator::run(dim3(shape[0], shape[1], shape[2]), dim3(shape[3], shape[4], shape[5]),\n"
-            f"    [&] {{ {name}({', '.join(_name(p) for p in parameters)}); }});\n}}"
+            f"    [&] {{ {name}({', '.join(_name(p) for p in parameters)}); }});\n}}\n"
+            f'extern "C" void declared_{name}(emulator::Declared *to) {{ emulator::declared({name}, to); }}'
             for name, parameters in self.signatures.items()
         )
         macros = [option[2:].partition("=") for option in options if option.startswith("-D")]
         defines = "\n".join(f"#define {name} {value if given else 1}" for name, given, value in macros)
         self._library = ctypes.CDLL(str(_build(f'#include "{_header()}"\n{defines}\n{code}\n{launchers}')))
 
+    @functools.cached_property
+    def declared(self) -> dict[str, list[tuple[str, int]]]:
+        """By kernel, for each parameter what it is ("f", "i", "u", "b", or "*" for a pointer), and bytes it has, or of
+        what is pointed to."""
+        found = {}
+        for name, parameters in self.signatures.items():
+            room = (ctypes.c_int * (2 * len(parameters)))()
+            getattr(self._library, f"declared_{name}")(room)
+            found[name] = [(chr(kind), size) for kind, size in zip(room[::2], room[1::2])]
+            width = sum(8 if kind == "*" else size for kind, size in found[name])
+            if width > _PARAMETER_BYTES:
+                raise SyntaxError(f"{name} takes {width} bytes of parameters, of {_PARAMETER_BYTES}")
+        return found
+
     def launch(self, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: list[object]) -> None:
-        """Run a kernel: arrays as pointers, NumPy scalars as their own type."""
-        if len(args) != len(self.signatures[name]):
-            raise TypeError(f"{name} takes {len(self.signatures[name])} arguments, and got {len(args)}")
+        """Run a kernel: device arrays as pointers, NumPy scalars as their own type, which is the declared one."""
+        parameters = self.signatures[name]
+        if len(args) != len(parameters):
+            raise TypeError(f"{name} takes {len(parameters)} arguments, and got {len(args)}")
         function = getattr(self._library, f"launch_{name}")
-        shape = (ctypes.c_uint * 6)(*_three(grid), *_three(block))
+        shape = (ctypes.c_uint * 6)(*grid, *block)
         converted = [
-            self._convert(name, parameter, arg) for parameter, arg in zip(self.signatures[name], args)
+            _converted(f"{name}: {parameter}", kind, size, arg)
+            for parameter, (kind, size), arg in zip(parameters, self.declared[name], args)
         ]
         function.restype = None
         with _alone:
             function(shape, *converted)
 
-    def _convert(self, name: str, parameter: str, arg: object) -> object:
-        if isinstance(arg, np.ndarray) and arg.ndim:
-            if "*" not in parameter:
-                raise TypeError(f"{name}: {parameter} got an array")
-            return ctypes.c_void_p(arg.ctypes.data)
-        if "*" in parameter:
-            raise TypeError(f"{name}: {parameter} got {arg!r}, not an array")
-        if isinstance(arg, bool | int | float):
-            arg = np.asarray(arg)[()]  # as CuPy passes them: int64 and float64
-        kind = _SCALARS[arg.dtype]  # type: ignore[attr-defined]
-        return kind(arg.item())  # type: ignore[attr-defined]
+
+def _converted(name: str, kind: str, size: int, arg: object) -> object:
+    """An argument as it is passed, if it is what is declared: a device takes the bits, whatever they are."""
+    if isinstance(arg, ndarray):
+        data = arg._data
+        if kind != "*":
+            raise TypeError(f"{name} got an array")
+        if data.size and size > 1 and (size % data.itemsize or data.ctypes.data % size):
+            raise TypeError(f"{name} got {data.dtype} at {data.ctypes.data:#x}: elements have {size} bytes")
+        return ctypes.c_void_p(data.ctypes.data)
+    if kind == "*":
+        raise TypeError(f"{name} got {arg!r}, not an array of the device")
+    if not isinstance(arg, np.generic):
+        raise TypeError(f"{name} got {arg!r}, which is no NumPy scalar")
+    if (arg.dtype.kind, arg.dtype.itemsize) != (kind, size):
+        raise TypeError(f"{name} got {arg.dtype}")
+    return _NUMBERS[arg.dtype](arg.item())
 
 
 def _parameters(text: str) -> list[str]:
@@ -107,14 +136,8 @@ def _name(parameter: str) -> str:
     return re.findall(r"\w+", parameter)[-1]
 
 
-def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    full = (*shape, 1, 1, 1)
-    if min(full[:3]) < 1:
-        raise ValueError(f"a grid or block of {shape}: a launch needs at least one block and thread")
-    return full[:3]  # type: ignore[return-value]
-
-
-def _folder() -> Path:
+def build_folder() -> Path:
+    """Where what is built is kept."""
     folder = Path(os.environ.get("TMPDIR", tempfile.gettempdir())) / f"headwater-emulation-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
@@ -124,10 +147,10 @@ def _folder() -> Path:
 def _header() -> Path:
     """The header in the folder of what is built, with its precompiled form beside it; that halves a build's time."""
     text = HEADER.read_text()
-    header = _folder() / f"emulator-{hashlib.sha256(text.encode()).hexdigest()[:24]}.h"
+    header = build_folder() / f"emulator-{hashlib.sha256(text.encode()).hexdigest()[:24]}.h"
     compiled = header.with_suffix(".h.gch")
     if not compiled.exists():
-        part = _folder() / f"emulator-{_own()}"
+        part = build_folder() / f"emulator-{_own()}"
         part.write_text(text)
         part.rename(header)
         subprocess.run(
@@ -146,7 +169,7 @@ def _own() -> str:
 
 def _build(code: str) -> Path:
     key = hashlib.sha256((code + HEADER.read_text()).encode()).hexdigest()[:24]
-    folder = _folder()
+    folder = build_folder()
     built = folder / f"{key}.so"
     if not built.exists():
         own = f"{key}-{_own()}"  # others may compile the same

@@ -9,6 +9,10 @@ from typing import Any
 
 from . import nccl as nccl
 from . import runtime as runtime
+from .kernels import Function as Function
+from .kernels import Module as Module
+from .kernels import compiler as compiler
+from .kernels import nvrtc as nvrtc
 
 sys.modules[f"{__name__}.nccl"] = nccl
 

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <csetjmp>
 #include <functional>
+#include <type_traits>
 #include <ucontext.h>
 #include <vector>
 
@@ -17,15 +18,15 @@ struct dim3 {
     unsigned x, y, z;
     dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-struct uint2 { unsigned x, y; };
-struct uint4 { unsigned x, y, z, w; };
-struct int2 { int x, y; };
-struct int4 { int x, y, z, w; };
-struct float2 { float x, y; };
-struct float4 { float x, y, z, w; };
-struct double2 { double x, y; };
-struct longlong2 { long long x, y; };
-struct ulonglong2 { unsigned long long x, y; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) int2 { int x, y; };
+struct alignas(16) int4 { int x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) double2 { double x, y; };
+struct alignas(16) longlong2 { long long x, y; };
+struct alignas(16) ulonglong2 { unsigned long long x, y; };
 
 static dim3 gridDim, blockDim, blockIdx;
 static thread_local dim3 threadIdx;
@@ -175,6 +176,22 @@ template <class T> T exchange(unsigned mask, T value, unsigned from) {
     if (first + from < threads) memcpy(&result, &slots[first + from], sizeof(T));
     meet(mask);
     return result;
+}
+
+// What a kernel's parameters are: a letter for the kind, "*" for a pointer, and how many bytes.
+struct Declared { int kind, size; };
+template <class T> struct Kind {
+    static constexpr Declared value{std::is_same<T, bool>::value       ? 'b'
+                                    : std::is_floating_point<T>::value ? 'f'
+                                    : std::is_signed<T>::value         ? 'i'
+                                                                       : 'u', sizeof(T)};
+};
+template <class T> struct Kind<T *> { static constexpr Declared value{'*', sizeof(T)}; };
+template <> struct Kind<void *> { static constexpr Declared value{'*', 1}; };
+template <> struct Kind<const void *> { static constexpr Declared value{'*', 1}; };
+template <class... Types> void declared(void (*)(Types...), Declared *to) {
+    Declared all[] = {Kind<typename std::remove_cv<Types>::type>::value..., {0, 0}};
+    memcpy(to, all, sizeof(Declared) * sizeof...(Types));
 }
 }  // namespace emulator
 
