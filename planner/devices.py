@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ..lineage.keys import lineage_key
 from ..ops.device import lowerings as lowerings
+from ..ops.device.filter_project import DeviceFilterProject, fused
 from ..ops.device.operators import DeviceKernel, device_kernel
 from ..ops.device.partition import DevicePartition, refusal
 from ..ops.device.transfer import ToDevice, ToHost, crosses
@@ -41,6 +42,7 @@ from .text import human_bytes
 from .widths import row_width
 
 _NEVER = float("inf")
+_FUSION = "device_fusion"
 #: what a core's work is taken to cost, in seconds, where a device must be used if there is a kernel
 _FORCED = 1e12
 
@@ -110,11 +112,35 @@ class _Placer:
                 self.note(True, "a model's predictions")
                 return replace(stage, device="gpu", label=f"{stage.label} [gpu]")
             return stage
-        host = self.partitioned(host)
+        host = self.partitioned(replace(host, operator=self.fused(host.operator)))
+        for kernel in all_kernels(host.operator):
+            if isinstance(kernel, DeviceFilterProject):
+                self.events[RuleEvent(_FUSION, True, f"{stage.label}: {kernel.describe()}")] = None
         names = [kernel.label for kernel in all_kernels(host.operator) if isinstance(kernel, DeviceKernel)]
         self.note(True, ", ".join(name for name in names if name != "to device"))
         label = f"{stage.label} [gpu]"
         return replace(stage, operator=host.operator, device="gpu", label=label, transfer=host.transfer)
+
+    def fused(self, operator: Operator) -> Operator:
+        """Let filters and projections that follow each other on a device run as one."""
+        if isinstance(operator, UnionStep):
+            branches = tuple((self.fused(branch), count) for branch, count in operator.branches)
+            return replace(operator, branches=branches)
+        if not isinstance(operator, Step):
+            return operator
+        step = replace(operator, inputs=tuple(map(self.fused, operator.inputs)))
+        below = step.inputs[0] if step.inputs else None
+        if not isinstance(below, Step):
+            return step
+        if not isinstance(step.kernel, DeviceKernel) or not isinstance(below.kernel, DeviceKernel):
+            return step
+        kernel = fused(below.kernel, step.kernel)
+        if kernel is None:
+            return step
+        if isinstance(kernel, str):
+            self.events[RuleEvent(_FUSION, False, f"{self.stage.label}: {kernel}")] = None
+            return step
+        return replace(step, kernel=kernel, inputs=below.inputs)
 
     def partitioned(self, way: Way) -> Way:
         """Let rows that come from a device be cut for the exchange there; a sample is drawn of rows in order."""

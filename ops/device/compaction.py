@@ -1,7 +1,8 @@
 """Compaction: the rows that a mask keeps, in order.
 
 The mask is packed to bits and counted once, and each column then moves by itself: it reads the bits and its kept
-items (whole sectors of 32 bytes), and writes them without gaps.
+items (whole sectors of 32 bytes), and writes them without gaps. Where the mask comes from a predicate, `chain` has it
+in bits from the start.
 """
 
 from __future__ import annotations
@@ -51,8 +52,7 @@ def compact(arrays: Sequence[Array], keep: Array, xp: ModuleType) -> list[Array]
     words = xp.empty(tiles * 32, dtype=np.uint32)
     counts = xp.empty(tiles, dtype=np.int32)
     launch(kernel(xp, "compaction", "pack_mask", WIDTH=1), tiles * 32, [keep, np.int64(rows), words, counts])
-    ends = xp.cumsum(counts, dtype=np.int64)
-    kept = int(ends[-1])
+    starts, kept, _ = starts_of(counts, None, xp)
     if kept == rows:
         return list(arrays)
     moved = []
@@ -60,9 +60,30 @@ def compact(arrays: Sequence[Array], keep: Array, xp: ModuleType) -> list[Array]
         out = xp.empty(kept, dtype=array.dtype)
         if kept:
             move = kernel(xp, "compaction", "move_kept", WIDTH=array.dtype.itemsize)
-            launch(move, tiles * 32, [xp.ascontiguousarray(array), words, ends, np.int64(rows), out])
+            launch(move, tiles * 32, [xp.ascontiguousarray(array), words, starts, np.int64(rows), out])
         moved.append(out)
     return moved
+
+
+def starts_of(counts: Array, failed: Array | None, xp: ModuleType) -> tuple[Array, int, bool]:
+    """Return where the items of each tile begin, how many there are, and whether a flag is set; waits once.
+
+    Args:
+        counts: how many each tile has, shape (tiles,), int32; at least one tile.
+        failed: shape (1,), int32; None is a flag that isn't set.
+        xp: CuPy.
+
+    Returns:
+        The starts, shape (tiles + 2,), int64, the last two being the total and the flag; then these two.
+    """
+    tiles = int(counts.shape[0])
+    starts = xp.empty(tiles + 2, dtype=np.int64)
+    threads = min(1024, (tiles + 127) // 128 * 32)
+    flag = counts if failed is None else failed
+    args = [counts, np.int64(tiles), flag, np.int32(failed is not None), starts]
+    launch(kernel(xp, "compaction", "scan_counts", WIDTH=1), threads, args, threads=threads)
+    total, told = starts[tiles:].get().tolist()
+    return starts, total, bool(told)
 
 
 def compact_table(table: DeviceTable, keep: Array, xp: ModuleType) -> DeviceTable:

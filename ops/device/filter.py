@@ -4,52 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import pyarrow as pa
 
-from ..backend import array_namespace
 from ..expressions.call import call
 from ..filter import FilterKernel
 from ..kernel import Broadcast, Context
+from .chain import Keep, RowChain, chain_of
 from .column import physical_type
 from .compaction import compact_table
+from .filter_project import RowStep, run_steps
 from .fused.words import Tables
 from .fusion import FusedPlan, lower_expressions
-from .memory import split_on_oom
-from .operators import DeviceKernel, DeviceStream, Lowered, lowers
+from .operators import DeviceStream, Lowered, lowers
 from .table import DeviceTable
 
 
 @dataclass(frozen=True)
-class DeviceFilter(DeviceKernel):
+class DeviceFilter(RowStep):
     """Keeps the rows for which the predicate is true; a table of which all are kept isn't copied.
 
-    Traffic: the predicate's columns and one byte of mask a row; then what `compact_table` moves.
+    Traffic: see `chain`.
 
     Attributes:
         plan: computes the predicate, null as false.
+        chain: the filter as one.
     """
 
     plan: FusedPlan
+    chain: RowChain
 
     def run(self, inputs: Sequence[DeviceStream | Broadcast], context: Context) -> DeviceStream:
-        xp = array_namespace()
-        tables = Tables(xp)
+        yield from run_steps([self], self.chain, inputs[0])
 
-        def kept(table: DeviceTable) -> DeviceTable:
-            return compact_table(table, self.plan.run(table, xp, tables)[0].values, xp)
+    def alone(self, table: DeviceTable, xp: ModuleType, tables: Tables) -> DeviceTable:
+        return compact_table(table, self.plan.run(table, xp, tables)[0].values, xp)
 
-        for table in inputs[0]:
-            for part in split_on_oom(table, kept):
-                if part.rows:
-                    yield table if part.rows == table.rows else part
+    @property
+    def link(self) -> Keep:
+        return Keep(self.plan.exprs[0])
+
+    @property
+    def ends(self) -> tuple[pa.Schema, pa.Schema]:
+        return self.plan.schema, self.plan.schema
 
 
 @lowers(FilterKernel)
 def lower_filter(kernel: FilterKernel, schemas: Sequence[pa.Schema]) -> Lowered:
     """Plan a filter, if its predicate has a form in a kernel and its columns have one on a device."""
-    for field in schemas[0]:
+    source = schemas[0]
+    for field in source:
         if physical_type(field.type) is None:
             return f"the column {field.name!r} of {field.type} has no form there"
-    plan = lower_expressions([call("fill_null", kernel.predicate, False)], schemas[0])
-    return plan if isinstance(plan, str) else DeviceFilter(plan)
+    plan = lower_expressions([call("fill_null", kernel.predicate, False)], source)
+    if isinstance(plan, str):
+        return plan
+    chain = chain_of(source, [Keep(plan.exprs[0])], source)
+    return chain if isinstance(chain, str) else DeviceFilter(plan, chain)

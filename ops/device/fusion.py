@@ -1,7 +1,7 @@
 """Fusion: several expressions as one kernel that reads each column once and writes each result once.
 
 Traffic: for each row, the bytes of every column read, of its validity where it has one, and of every result and its
-validity where it may be null; nothing in between touches memory. A thread takes 4 rows a block's width apart, so
+validity where it may be null; nothing in between touches memory. A thread takes some rows a block's width apart, so
 that loads of all of them are on their way before the first is needed. Strings are computed by the host, once for
 each value of a dictionary, and read by code.
 """
@@ -18,23 +18,21 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import HeadwaterError, TypeMismatchError
-from ..backend import Array
 from ..expressions.expr import Alias, Column, Expr, evaluate_column
 from ..expressions.folding import fold_constants
 from . import column as columns_of
 from . import fused  # noqa: F401  (its rules)
-from .column import DeviceColumn, physical_type
-from .fused.emitter import Argument, Emitter, Term
+from .column import DeviceColumn
+from .fused.emitter import Emitter
 from .fused.lowering import output
-from .fused.types import Refused, c_type
+from .fused.programs import Program, TooManyError, over_rows, places
+from .fused.types import Refused
 from .fused.words import Tables
-from .modules import THREADS, generated, launch, on_device, sources
+from .modules import generated, launch, on_device
 from .table import DeviceTable, to_arrow
 
-#: rows that a thread takes
-EACH = 4
-#: results of one kernel, and pointers and numbers that it takes, of 8 bytes each in 4096
-_RESULTS, _MOST = 64, 500
+#: results of one kernel
+_RESULTS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,20 +86,14 @@ class FusedPlan:
         nullable = frozenset(name for name in self.columns if table.column(name).valid is not None)
         program = self._program(nullable)
         try:
-            args: list[object] = [self._argument(each, table, tables, xp) for each in program.arguments]
+            args = program.given(table, tables, xp)
         except HeadwaterError:  # of a word that a row has; the host says it of the row
             self._raise(table)
-        results = []
-        for type, term in zip(self.types, program.terms):
-            values = xp.empty(table.rows, dtype=physical_type(type))
-            valid = None if term.valid == "true" else xp.empty(table.rows, dtype=bool)
-            words = None if term.words is None else tables.words(term.words)
-            args += [values] if valid is None else [values, valid]
-            results.append(DeviceColumn(type, values, valid, words))
-        failed = xp.zeros(1, dtype=np.int32) if program.fails else None
-        args += [np.int64(table.rows)] if failed is None else [failed, np.int64(table.rows)]
-        launch(generated(xp, program.code, "fused"), table.rows, args, each=EACH)
-        if failed is not None and int(failed[0]):
+        results = program.results(list(self.types), table.rows, tables, xp)
+        failed = [xp.zeros(1, dtype=np.int32)] if program.fails else []
+        args += [*places(results), *failed, np.int64(table.rows)]
+        launch(generated(xp, program.code, program.name), table.rows, args, each=program.each)
+        if failed and int(failed[0][0]):
             self._raise(table)
         return results
 
@@ -133,14 +125,6 @@ class FusedPlan:
     def __reduce__(self) -> tuple[Any, ...]:
         return FusedPlan, (self.exprs, self.schema, self.types, self.checks)
 
-    def _argument(self, argument: Argument, table: DeviceTable, tables: Tables, xp: ModuleType) -> Array:
-        if argument.kind == "constant":
-            return argument.of
-        if argument.kind == "table":
-            return tables.array(*argument.of)  # type: ignore[misc]
-        column = table.column(str(argument.of))
-        return xp.ascontiguousarray(column.values if argument.kind == "values" else column.valid)
-
     def _on_host(self, table: DeviceTable) -> list[DeviceColumn]:
         rows = to_arrow(table.select(self.columns))
         for check in self.checks:
@@ -162,29 +146,8 @@ class FusedPlan:
         raise TypeMismatchError(f"{', '.join(map(str, self.exprs))}: a value doesn't fit its type")
 
 
-class TooManyError(Refused):
-    """A kernel would be given more than it can be."""
-
-
 class CheckFailedError(HeadwaterError):
     """A condition held that was to hold in no row; who asked for the check says what it means."""
-
-
-@dataclass(frozen=True)
-class Program:
-    """A kernel's source, and what it is given: arguments, then results, then how many rows.
-
-    Attributes:
-        code: CUDA C with a kernel named ``fused``.
-        arguments: in order.
-        terms: of the results; a validity is written where it isn't "true".
-        fails: whether a number is handed over that the kernel sets where the host would raise.
-    """
-
-    code: str
-    arguments: tuple[Argument, ...]
-    terms: tuple[Term, ...]
-    fails: bool
 
 
 class _Key:
@@ -211,37 +174,7 @@ def _written(key: _Key, nullable: frozenset[str]) -> Program:
     for check in plan.checks:
         term = output(emit, check, pa.bool_())
         emit.fail(emit.every([term.valid, term.value]))
-    declared, stores = [argument.text for argument in emit.arguments.values()], []
-    for at, term in enumerate(terms):
-        declared.append(f"{c_type(term.type)} *__restrict__ o{at}")
-        if term.valid == "true":
-            stores.append(f"o{at}[i] = {term.value};")
-            continue
-        declared.append(f"bool *__restrict__ n{at}")
-        stores.append(f"o{at}[i] = {term.valid} ? {term.value} : ({c_type(term.type)})0;")
-        stores.append(f"n{at}[i] = {term.valid};")
-    if emit.fails:
-        declared.append("int *__restrict__ failed")
-    if len(declared) > _MOST:
-        raise TooManyError("it takes more columns and constants than a kernel can")
-    body = "\n    ".join([*emit.lines, *stores])
-    names = ", ".join(["i", *(text.split()[-1] for text in declared)])
-    code = f"""{sources()["expressions"]}
-static __device__ __forceinline__ void row({", ".join(["const long long i", *declared])}) {{
-    {body}
-}}
-
-extern "C" __global__ void fused({", ".join([*declared, "const long long rows"])}) {{
-    const long long start = (long long)blockIdx.x * {EACH * THREADS}, first = start + threadIdx.x;
-    if (start + {EACH * THREADS} <= rows) {{
-        #pragma unroll
-        for (int k = 0; k < {EACH}; ++k) row({names.replace("i, ", f"first + k * {THREADS}, ", 1)});
-    }} else {{
-        for (long long at = first; at < rows; at += {THREADS}) row({names.replace("i, ", "at, ", 1)});
-    }}
-}}
-"""
-    return Program(code, tuple(emit.arguments.values()), terms, emit.fails)
+    return over_rows(emit, terms)
 
 
 def lower_expressions(

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import pyarrow as pa
 
 from ..backend import array_namespace
-from ..expressions.expr import Expr
+from ..expressions.expr import Column, Expr
 from ..kernel import Broadcast, Context
 from ..project import ProjectKernel
+from .chain import Compute
 from .column import physical_type
+from .filter_project import RowStep
 from .fused.words import Tables
 from .fusion import FusedPlan, is_column, lower_expressions
 from .memory import split_on_oom
-from .operators import DeviceKernel, DeviceStream, Lowered, lowers
+from .operators import DeviceStream, Lowered, lowers
 from .table import DeviceTable
 
 
 @dataclass(frozen=True)
-class DeviceProject(DeviceKernel):
+class DeviceProject(RowStep):
     """Computes expressions; columns that only pass through are handed on, without a copy.
 
     Traffic: see `fusion`.
@@ -41,10 +44,27 @@ class DeviceProject(DeviceKernel):
         for table in inputs[0]:
             yield from split_on_oom(table, lambda part: project_table(part, self, xp, tables))
 
+    def alone(self, table: DeviceTable, xp: ModuleType, tables: Tables) -> DeviceTable:
+        return project_table(table, self, xp, tables)
 
-def project_table(table: DeviceTable, project: DeviceProject, xp: object, tables: Tables) -> DeviceTable:
+    @property
+    def link(self) -> Compute:
+        computed = iter(self.plan.exprs)
+        return Compute(
+            tuple(
+                (field.name, next(computed) if name is None else Column(name), field.type)
+                for field, name in zip(self.schema, self.kept)
+            )
+        )
+
+    @property
+    def ends(self) -> tuple[pa.Schema, pa.Schema]:
+        return self.plan.schema, self.schema
+
+
+def project_table(table: DeviceTable, project: DeviceProject, xp: ModuleType, tables: Tables) -> DeviceTable:
     """Compute one table."""
-    computed = iter(project.plan.run(table, xp, tables))  # type: ignore[arg-type]
+    computed = iter(project.plan.run(table, xp, tables))
     columns = tuple(next(computed) if name is None else table.column(name) for name in project.kept)
     return DeviceTable(columns, project.schema, table.rows)
 

@@ -6,8 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headwater.ops.device import filter as filters
-from headwater.ops.device import memory, partition, project
+from headwater.ops.device import filter_project, memory, partition, project
 from headwater.ops.device import transfer as transfers
 from headwater.ops.device.memory_bound import held_bytes
 from headwater.ops.device.operators import device_kernel
@@ -64,7 +63,7 @@ def test_workers_that_share_a_device_hold_less(xp):
 
 
 def test_filters(xp, room):
-    calls = room(filters, "compact_table", 1000)
+    calls = room(filter_project, "rows_of", 1000)
     kernel = FilterKernel(col("y") > 0)
     assert on_device(kernel, xp).equals(pa.concat_tables(kernel.run([iter([TABLE])], Context())))
     assert calls.count(625) == 8
@@ -90,7 +89,7 @@ def test_partitions_count_rows_on(xp, room):
 
 
 def test_too_little_room_for_anything_is_told(xp, room):
-    room(filters, "compact_table", 10)
+    room(filter_project, "rows_of", 10)
     with pytest.raises(memory.DeviceMemoryError, match="partition_bytes"):
         on_device(FilterKernel(col("y") > 0), xp)
 

@@ -16,8 +16,11 @@ from headwater.ops.device import operators
 from headwater.ops.device.operators import DeviceKernel, lowers
 from headwater.ops.device.partition import DevicePartition
 from headwater.ops.device.transfer import ToDevice, ToHost
+from headwater.ops.expressions import col
+from headwater.ops.filter import FilterKernel
 from headwater.ops.kernel import Kernel
 from headwater.ops.partitioner import HashPartitioner, RoundRobinPartitioner
+from headwater.ops.project import ProjectKernel
 from headwater.ops.sort import SortKey
 from headwater.planner.device_costs import DeviceCosts
 from headwater.planner.devices import place_on_devices
@@ -154,6 +157,28 @@ def test_rows_cross_where_they_are_fewest():
 
 def test_nested_columns_stay_on_the_host():
     assert names(placed(chain(Both(1), schema=NESTED))) == ["both1"]
+
+
+def test_filters_and_projections_on_a_device_are_fused_and_explained():
+    schema = pa.schema([("x", pa.float64()), ("y", pa.int64())])
+    narrow = pa.schema([("z", pa.float64())])
+    steps = [
+        (FilterKernel(col("y") > 0), schema),
+        (FilterKernel(col("x") > 0), schema),
+        (ProjectKernel((("z", col("x") * 2),), narrow), narrow),
+    ]
+    operator: Operator = BlockLeaf(0, 0, schema)
+    for kernel, after in steps:
+        operator = Step(kernel, (operator,), after, Estimate(1, 100))
+    union = UnionStep(((operator, 1), (operator, 1)), narrow)
+    plan = placed(Step(OnlyHost(1), (union,), narrow, Estimate(1, 1)))
+    assert names(plan) == ["to device", "Filter+Filter+Project", "to host"] * 2 + ["host1"]
+    told = [event.detail for event in plan.trace if event.rule == "device_fusion"]
+    assert told == [
+        "second: Filter and Filter and Project are one kernel over kept rows; 'y' is read by the filter alone"
+    ]
+    step = plan.stages[1].operator.inputs[0].branches[0][0].inputs[0]
+    assert (step.schema, step.inputs[0].schema) == (narrow, schema)
 
 
 def test_broadcasts_are_read_by_the_host():

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...expressions.expr import Expr
+from ..column import physical_type
 from .types import Refused, c_name, c_type, dtype_of, integer, physical
 from .words import ColumnWords, Constants, ConstantWords, JointWords, Lookup, Ranks, Words
 
@@ -65,6 +66,10 @@ class Emitter:
     Args:
         schema: of the rows.
         nullable: columns that come with a validity.
+
+    Attributes:
+        bound: names that expressions may use beside the columns, and their values.
+        guard: in which rows what fails counts, as a condition.
     """
 
     def __init__(self, schema: pa.Schema, nullable: frozenset[str]):
@@ -72,6 +77,8 @@ class Emitter:
         self.lines: list[str] = []
         self.arguments: dict[object, Argument] = {}
         self.fails = False
+        self.bound: dict[str, Term] = {}
+        self.guard = "true"
         self._nullable = nullable
         self._names: dict[tuple[str, str], str] = {}
         self._failures: set[str] = set()
@@ -109,7 +116,8 @@ class Emitter:
         return self.let("bool", " || ".join(parts)) if parts else "false"
 
     def fail(self, condition: str) -> None:
-        """Say that the host would raise where a condition holds."""
+        """Say that the host would raise where a condition holds, of rows that count."""
+        condition = self.every([self.guard, condition])
         if condition == "false" or condition in self._failures:
             return
         self._failures.add(condition)
@@ -138,7 +146,16 @@ class Emitter:
     def column(self, name: str) -> Term:
         """Read a column of the row."""
         type = self.schema.field(name).type
-        ctype = c_type(type)
+        return self._read(name, type, c_type(type))
+
+    def passing(self, name: str) -> Term:
+        """Read a column that is only handed on, of any type that has a place there."""
+        type = self.schema.field(name).type
+        dtype = physical_type(type)
+        assert dtype is not None
+        return self._read(name, type, c_name(dtype))
+
+    def _read(self, name: str, type: pa.DataType, ctype: str) -> Term:
         pointer = self._given(("values", name), f"const {ctype} *__restrict__", "values", name)
         valid = "true"
         if name in self._nullable:

@@ -87,6 +87,8 @@ def lower(emit: Emitter, expr: Expr) -> Term:
 
 def _step(emit: Emitter, part: Expr, parts: list[Lowered]) -> Lowered:
     if isinstance(part, Column):
+        if part.name in emit.bound:
+            return emit.bound[part.name]
         type = emit.schema.field(part.name).type
         return OfWords(part.name, part, type) if pa.types.is_string(type) else emit.column(part.name)
     if isinstance(part, Literal):

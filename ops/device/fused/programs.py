@@ -1,0 +1,280 @@
+"""Programs: the lines that compute a row as a kernel over all rows, over the rows that a mask keeps, or of the mask.
+
+How many rows a thread takes depends on how many bytes it reads of each: so many loads are on their way at once that
+an H100 is kept busy (3.35 TB/s for some 0.8 microseconds are 2.7 MB, or 20 KB for each of 132 multiprocessors).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+
+from ...backend import Array
+from ..column import DeviceColumn, physical_type
+from ..compaction import TILE
+from ..modules import THREADS, sources
+from ..table import DeviceTable
+from .emitter import Argument, Emitter, Term
+from .types import Refused, c_name
+from .words import Tables
+
+#: pointers and numbers that a kernel takes, of 8 bytes each in 4096
+_MOST = 500
+#: bytes that a thread has on their way, if it can
+_AHEAD = 64
+#: lines of a row beyond which more rows at once would only make a kernel long
+_LONG = 60
+_WARPS = THREADS // 32
+
+
+class TooManyError(Refused):
+    """A kernel would be given more than it can be."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A kernel's source, and what it is given: arguments, results, where failures are told, and what its form takes.
+
+    Attributes:
+        name: of the kernel.
+        code: CUDA C.
+        arguments: in order.
+        terms: of the results; a validity is written where it isn't "true".
+        fails: whether a number is handed over that the kernel sets where the host would raise.
+        each: rows that a thread takes, in a kernel over all rows.
+    """
+
+    name: str
+    code: str
+    arguments: tuple[Argument, ...]
+    terms: tuple[Term, ...]
+    fails: bool
+    each: int = 1
+
+    def given(self, table: DeviceTable, tables: Tables, xp: ModuleType) -> list[Array]:
+        """Return the arguments for some rows.
+
+        Raises:
+            HeadwaterError: what the host raises of a string that a row has.
+        """
+        found = []
+        for argument in self.arguments:
+            if argument.kind == "constant":
+                found.append(argument.of)
+            elif argument.kind == "table":
+                found.append(tables.array(*argument.of))  # type: ignore[misc]
+            else:
+                column = table.column(str(argument.of))
+                found.append(
+                    xp.ascontiguousarray(column.values if argument.kind == "values" else column.valid)
+                )
+        return found
+
+    def results(
+        self, types: list[pa.DataType], rows: int, tables: Tables, xp: ModuleType
+    ) -> list[DeviceColumn]:
+        """Return columns of so many rows to be written to."""
+        columns = []
+        for type, term in zip(types, self.terms):
+            values = xp.empty(rows, dtype=physical_type(type))
+            valid = None if term.valid == "true" else xp.empty(rows, dtype=bool)
+            words = None if term.words is None else tables.words(term.words)
+            columns.append(DeviceColumn(type, values, valid, words))
+        return columns
+
+
+def places(columns: list[DeviceColumn]) -> list[Array]:
+    """Return where a kernel writes columns, in the order of its arguments."""
+    return [array for c in columns for array in (c.values, c.valid) if array is not None]
+
+
+def over_rows(emit: Emitter, terms: tuple[Term, ...]) -> Program:
+    """Write a kernel named ``fused`` that computes all rows; the last argument is how many."""
+    results, stores = _results(terms, "i")
+    declared = _declared(emit, results)
+    each = _at_once(emit, 4, 16)
+    names = _names(declared)
+    code = f"""{sources()["expressions"]}
+static __device__ __forceinline__ void row({", ".join(["const long long i", *declared])}) {{
+    {_lines([*emit.lines, *stores])}
+}}
+
+extern "C" __global__ void fused({", ".join([*declared, "const long long rows"])}) {{
+    const long long start = (long long)blockIdx.x * {each * THREADS}, first = start + threadIdx.x;
+    if (start + {each * THREADS} <= rows) {{
+        #pragma unroll
+        for (int k = 0; k < {each}; ++k) {_call(f"first + k * {THREADS}", *names)};
+    }} else {{
+        for (long long at = first; at < rows; at += {THREADS}) {_call("at", *names)};
+    }}
+}}
+"""
+    return Program("fused", code, tuple(emit.arguments.values()), terms, emit.fails, each)
+
+
+def mask_of(emit: Emitter, kept: str) -> Program:
+    """Write a kernel named ``mask`` that packs a condition to bits, as `compaction` has them, and counts them.
+
+    After the arguments it takes how many rows there are, the words, and the counts.
+    """
+    declared = _declared(emit, [])
+    form = ["const long long rows", "unsigned *__restrict__ words", "int *__restrict__ counts"]
+    ahead = _at_once(emit, 4, 32)
+    names = _names(declared, emit, "start")
+    code = f"""{sources()["expressions"]}
+static __device__ __forceinline__ bool row({", ".join(["const int i", *declared])}) {{
+    {_lines([*emit.lines, f"return {kept};"])}
+}}
+
+extern "C" __global__ void __launch_bounds__({THREADS}) mask({", ".join([*declared, *form])}) {{
+    const long long tile = (long long)blockIdx.x * {_WARPS} + threadIdx.x / 32, start = tile * {TILE};
+    if (start >= rows) return;
+    const int lane = threadIdx.x % 32, here = rows - start < {TILE} ? (int)(rows - start) : {TILE};
+    unsigned mine = 0;
+    if (here == {TILE}) {{
+        #pragma unroll 1
+        for (int first = 0; first < 32; first += {ahead}) {{
+            bool keep[{ahead}];
+            #pragma unroll
+            for (int k = 0; k < {ahead}; ++k) keep[k] = {_call("(first + k) * 32 + lane", *names)};
+            #pragma unroll
+            for (int k = 0; k < {ahead}; ++k) {{
+                const unsigned word = __ballot_sync(0xffffffffu, keep[k]);
+                if (lane == first + k) mine = word;
+            }}
+        }}
+    }} else {{
+        #pragma unroll 1
+        for (int k = 0; k < 32; ++k) {{
+            bool keep = false;
+            if (k * 32 + lane < here) keep = {_call("k * 32 + lane", *names)};
+            const unsigned word = __ballot_sync(0xffffffffu, keep);
+            if (lane == k) mine = word;
+        }}
+    }}
+    words[tile * 32 + lane] = mine;
+    int count = __popc(mine);
+    for (int step = 16; step; step /= 2) count += __shfl_xor_sync(0xffffffffu, count, step);
+    if (lane == 0) counts[tile] = count;
+}}
+"""
+    return Program("mask", code, tuple(emit.arguments.values()), (), emit.fails)
+
+
+def over_kept(emit: Emitter, terms: tuple[Term, ...]) -> Program:
+    """Write a kernel named ``kept`` that computes the rows of a mask, and writes them without gaps.
+
+    A warp lists the kept rows of its tile in shared memory, and then computes these only: loads touch the sectors
+    that hold kept rows, and stores are of 32 rows in a row. After arguments and results it takes the mask's words,
+    where each tile's results start, and how many rows there are.
+    """
+    results, stores = _results(terms, "at")
+    declared = _declared(emit, results)
+    mask = [
+        "const unsigned *__restrict__ words",
+        "const long long *__restrict__ starts",
+        "const long long rows",
+    ]
+    each = _at_once(emit, 2, 8)
+    names = _names(declared, emit, "start", "begin")
+    code = f"""{sources()["expressions"]}
+static __device__ __forceinline__ void row({", ".join(["const int i, const int at, const bool there", *declared])}) {{
+    {_lines(emit.lines)}
+    if (there) {{
+        {_lines(stores)}
+    }}
+}}
+
+extern "C" __global__ void __launch_bounds__({THREADS}) kept({", ".join([*declared, *mask])}) {{
+    __shared__ unsigned short lists[{_WARPS}][{TILE}];
+    const long long tile = (long long)blockIdx.x * {_WARPS} + threadIdx.x / 32, start = tile * {TILE};
+    if (start >= rows) return;
+    const int lane = threadIdx.x % 32;
+    unsigned short *list = lists[threadIdx.x / 32];
+    const unsigned mine = words[tile * 32 + lane], below = (1u << lane) - 1;
+    int count = 0;
+    #pragma unroll
+    for (int k = 0; k < 32; ++k) {{
+        const unsigned word = __shfl_sync(0xffffffffu, mine, k);
+        if (word >> lane & 1) list[count + __popc(word & below)] = (unsigned short)(k * 32 + lane);
+        count += __popc(word);
+    }}
+    __syncwarp();
+    const long long begin = starts[tile];
+    #pragma unroll 1
+    for (int first = lane; first - lane < count; first += {32 * each}) {{
+        #pragma unroll
+        for (int k = 0; k < {each}; ++k) {{
+            const int at = first + k * 32;
+            {_call("list[at < count ? at : count - 1], at, at < count", *names)};
+        }}
+    }}
+}}
+"""
+    return Program("kept", code, tuple(emit.arguments.values()), terms, emit.fails)
+
+
+def _results(terms: tuple[Term, ...], place: str) -> tuple[list[str], list[str]]:
+    """How results are declared, and the lines that write them."""
+    declared, stores = [], []
+    for number, term in enumerate(terms):
+        dtype = physical_type(term.type)
+        assert dtype is not None
+        ctype = c_name(dtype)
+        declared.append(f"{ctype} *__restrict__ o{number}")
+        if term.valid == "true":
+            stores.append(f"o{number}[{place}] = {term.value};")
+            continue
+        declared.append(f"bool *__restrict__ n{number}")
+        stores.append(f"o{number}[{place}] = {term.valid} ? {term.value} : ({ctype})0;")
+        stores.append(f"n{number}[{place}] = {term.valid};")
+    return declared, stores
+
+
+def _declared(emit: Emitter, results: list[str]) -> list[str]:
+    declared = [argument.text for argument in emit.arguments.values()] + results
+    if emit.fails:
+        declared.append("int *__restrict__ failed")
+    if len(declared) > _MOST:
+        raise TooManyError("it takes more columns and constants than a kernel can")
+    return declared
+
+
+def _names(declared: list[str], emit: Emitter | None = None, rows: str = "", results: str = "") -> list[str]:
+    """The names of what is declared; columns and results from some place on, if so."""
+    names = [text.split()[-1] for text in declared]
+    if emit is None:
+        return names
+    columns = {a.text.split()[-1] for a in emit.arguments.values() if a.kind in ("values", "valid")}
+    moved = []
+    for name in names:
+        if name in columns:
+            name = f"{name} + {rows}"
+        elif results and name[0] in "on":
+            name = f"{name} + {results}"
+        moved.append(name)
+    return moved
+
+
+def _at_once(emit: Emitter, least: int, most: int) -> int:
+    """How many rows a thread computes at once, for its loads to be on their way together."""
+    read = 0
+    for argument in emit.arguments.values():
+        if argument.kind in ("values", "valid"):
+            dtype = physical_type(emit.schema.field(str(argument.of)).type)
+            read += 1 if argument.kind == "valid" else np.dtype(dtype).itemsize
+    count = least
+    while read and count < most and count * read < _AHEAD and len(emit.lines) <= _LONG:
+        count *= 2
+    return count
+
+
+def _call(*args: str) -> str:
+    return f"row({', '.join(args)})"
+
+
+def _lines(lines: list[str]) -> str:
+    return "\n    ".join(lines)
