@@ -40,7 +40,7 @@ from .modules import generated, launch
 from .table import DeviceTable
 
 #: columns that one kernel writes
-_RESULTS = 32
+_RESULTS = 16
 
 
 class DoubtError(HeadwaterError):

@@ -16,14 +16,20 @@ import pyarrow as pa
 import pytest
 
 from headwater.errors import HeadwaterError
+from headwater.ops.device import lowerings  # noqa: F401  (registers the operators)
 from headwater.ops.device.column import to_arrow as column_to_arrow
+from headwater.ops.device.filter_project import fused
 from headwater.ops.device.fused.emitter import RULES
 from headwater.ops.device.fused.words import Tables
 from headwater.ops.device.fusion import FusedPlan, lower_expression, lower_expressions
+from headwater.ops.device.operators import DeviceKernel, device_kernel
 from headwater.ops.device.table import to_device
 from headwater.ops.expressions import coalesce, col, concat_str, greatest, hash_unit, least, lit, when
 from headwater.ops.expressions.call import FUNCTIONS, call
 from headwater.ops.expressions.expr import Expr, evaluate_column
+from headwater.ops.filter import FilterKernel
+from headwater.ops.kernel import Context
+from headwater.ops.project import ProjectKernel
 
 #: rows of the tables: several blocks and a part of one
 ROWS = 2_500
@@ -437,6 +443,50 @@ def test_random_trees(xp: ModuleType, seed: int) -> None:
             continue
         exprs.append(expr)
     check(exprs, table, xp, host=False)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_filters_and_projections(xp: ModuleType, seed: int) -> None:
+    random = np.random.default_rng(seed + 50)
+    table = numbers(2_100, seed + 20)
+
+    def trees(kinds: Sequence[str]) -> list[Expr]:
+        found: list[Expr] = []
+        while len(found) < len(kinds):
+            expr = random_tree(random, kinds[len(found)], 3)
+            try:
+                evaluate_column(expr, table)
+            except HeadwaterError:
+                continue
+            found += [expr] if isinstance(lower_expression(expr, table.schema), FusedPlan) else []
+        return found
+
+    first, last = trees(["bool", "bool"])
+    made = {f"c{i}": expr for i, expr in enumerate(trees(["number", "bool", "text", "time"] * 4))}
+    later = {**made, "i16": col("i16"), "last": last}
+    schema = pa.schema([(name, expr.infer(table.schema)) for name, expr in later.items()])
+    after = {"again": call("coalesce", col("c2"), col("c6")), **{name: col(name) for name in [*made, "i16"]}}
+    ends = pa.schema([(name, expr.infer(schema)) for name, expr in after.items()])
+    host = [
+        FilterKernel(first | (col("i8") > 0)),
+        ProjectKernel(tuple(later.items()), schema),
+        FilterKernel(col("last") | (col("i16") > 0)),
+        ProjectKernel(tuple(after.items()), ends),
+    ]
+    stream, lowered, source = iter([table]), None, table.schema
+    for kernel in host:
+        stream = kernel.run([stream], Context())
+        step = device_kernel(kernel, [source])
+        assert isinstance(step, DeviceKernel), step
+        lowered = step if lowered is None else fused(lowered, step)
+        assert isinstance(lowered, DeviceKernel), lowered
+        source = kernel.schema if isinstance(kernel, ProjectKernel) else source
+    assert lowered is not None
+    (found,) = lowered.run([iter([to_device(table, xp)])], Context())
+    (wanted,) = stream
+    assert 0 < found.rows < table.num_rows
+    for field, column, other in zip(ends, found.columns, wanted.columns):
+        same(column_to_arrow(column), flat(other), after[field.name], 0)
 
 
 STRICT = [

@@ -27,6 +27,7 @@ class Term:
         valid: a name, or "true" or "false".
         scalar: the value, if it is a constant.
         words: what the codes of a string stand for.
+        cleared: whether the value is known to be 0 where it is null.
     """
 
     type: pa.DataType
@@ -34,6 +35,7 @@ class Term:
     valid: str = "true"
     scalar: pa.Scalar | None = None
     words: Words | None = None
+    cleared: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class Emitter:
             mask = self._given(("valid", name), "const bool *__restrict__", "valid", name)
             valid = self.let("bool", f"{mask}[i]")
         words = ColumnWords(name) if pa.types.is_string(type) else None
-        return Term(type, self.let(ctype, f"{pointer}[i]"), valid, None, words)
+        return Term(type, self.let(ctype, f"{pointer}[i]"), valid, None, words, cleared=True)
 
     def found(self, value: OfWords | Term) -> Term:
         """Turn a value that is found by a code into one of the row."""

@@ -168,8 +168,10 @@ def over_kept(emit: Emitter, terms: tuple[Term, ...]) -> Program:
     """Write a kernel named ``kept`` that computes the rows of a mask, and writes them without gaps.
 
     A warp lists the kept rows of its tile in shared memory, and then computes these only: loads touch the sectors
-    that hold kept rows, and stores are of 32 rows in a row. After arguments and results it takes the mask's words,
-    where each tile's results start, and how many rows there are.
+    that hold kept rows, and stores are of 32 rows in a row. Lanes that have no row left take the last one again, and
+    write what stands there: with a condition, the compiler would have each load wait for the store before it. After
+    arguments and results the kernel takes the mask's words, where each tile's results start, and how many rows there
+    are.
     """
     results, stores = _results(terms, "at")
     declared = _declared(emit, results)
@@ -178,38 +180,41 @@ def over_kept(emit: Emitter, terms: tuple[Term, ...]) -> Program:
         "const long long *__restrict__ starts",
         "const long long rows",
     ]
-    each = _at_once(emit, 2, 8)
-    names = _names(declared, emit, "start", "begin")
+    each = _at_once(emit, 1, 8)
+    names = _names(declared)
     code = f"""{sources()["expressions"]}
-static __device__ __forceinline__ void row({", ".join(["const int i, const int at, const bool there", *declared])}) {{
-    {_lines(emit.lines)}
-    if (there) {{
-        {_lines(stores)}
-    }}
+static __device__ __forceinline__ void row({", ".join(["const long long i, const long long at", *declared])}) {{
+    {_lines([*emit.lines, *stores])}
 }}
 
 extern "C" __global__ void __launch_bounds__({THREADS}) kept({", ".join([*declared, *mask])}) {{
-    __shared__ unsigned short lists[{_WARPS}][{TILE}];
+    __shared__ unsigned short lists[{_WARPS}][{TILE} + 2];  // the last is for rows that aren't kept
     const long long tile = (long long)blockIdx.x * {_WARPS} + threadIdx.x / 32, start = tile * {TILE};
     if (start >= rows) return;
     const int lane = threadIdx.x % 32;
     unsigned short *list = lists[threadIdx.x / 32];
     const unsigned mine = words[tile * 32 + lane], below = (1u << lane) - 1;
-    int count = 0;
+    const int own = __popc(mine);
+    int upto = own;
+    for (int step = 1; step < 32; step *= 2) {{
+        const int other = __shfl_up_sync(0xffffffffu, upto, step);
+        if (lane >= step) upto += other;
+    }}
     #pragma unroll
     for (int k = 0; k < 32; ++k) {{
         const unsigned word = __shfl_sync(0xffffffffu, mine, k);
-        if (word >> lane & 1) list[count + __popc(word & below)] = (unsigned short)(k * 32 + lane);
-        count += __popc(word);
+        const int place = __shfl_sync(0xffffffffu, upto - own, k) + __popc(word & below);
+        list[word >> lane & 1 ? place : {TILE}] = (unsigned short)(k * 32 + lane);
     }}
     __syncwarp();
+    const int count = __shfl_sync(0xffffffffu, upto, 31);
     const long long begin = starts[tile];
     #pragma unroll 1
-    for (int first = lane; first - lane < count; first += {32 * each}) {{
+    for (int first = 0; first < count; first += {32 * each}) {{
         #pragma unroll
         for (int k = 0; k < {each}; ++k) {{
-            const int at = first + k * 32;
-            {_call("list[at < count ? at : count - 1], at, at < count", *names)};
+            const int next = first + k * 32 + lane, at = next < count ? next : count - 1;
+            {_call("start + list[at]", "begin + at", *names)};
         }}
     }}
 }}
@@ -229,7 +234,8 @@ def _results(terms: tuple[Term, ...], place: str) -> tuple[list[str], list[str]]
             stores.append(f"o{number}[{place}] = {term.value};")
             continue
         declared.append(f"bool *__restrict__ n{number}")
-        stores.append(f"o{number}[{place}] = {term.valid} ? {term.value} : ({ctype})0;")
+        value = term.value if term.cleared else f"{term.valid} ? {term.value} : ({ctype})0"
+        stores.append(f"o{number}[{place}] = {value};")
         stores.append(f"n{number}[{place}] = {term.valid};")
     return declared, stores
 
@@ -243,20 +249,13 @@ def _declared(emit: Emitter, results: list[str]) -> list[str]:
     return declared
 
 
-def _names(declared: list[str], emit: Emitter | None = None, rows: str = "", results: str = "") -> list[str]:
-    """The names of what is declared; columns and results from some place on, if so."""
+def _names(declared: list[str], emit: Emitter | None = None, rows: str = "") -> list[str]:
+    """The names of what is declared; columns from some row on, if so."""
     names = [text.split()[-1] for text in declared]
     if emit is None:
         return names
     columns = {a.text.split()[-1] for a in emit.arguments.values() if a.kind in ("values", "valid")}
-    moved = []
-    for name in names:
-        if name in columns:
-            name = f"{name} + {rows}"
-        elif results and name[0] in "on":
-            name = f"{name} + {results}"
-        moved.append(name)
-    return moved
+    return [f"{name} + {rows}" if name in columns else name for name in names]
 
 
 def _at_once(emit: Emitter, least: int, most: int) -> int:
