@@ -50,6 +50,8 @@ class StageReport:
         spilled_bytes: pushed to disk for lack of memory.
         training: what happened to the gang of a train stage; see `training.job.TrainingLog`.
         to_device_bytes, to_host_bytes: crossed between host and GPU.
+        device_bytes, peer_device_bytes: input that was found on the GPU that reads it, and on those of the node's other
+            workers.
     """
 
     id: int
@@ -69,6 +71,8 @@ class StageReport:
     training: Mapping[str, Any] | None = None
     to_device_bytes: int = 0
     to_host_bytes: int = 0
+    device_bytes: int = 0
+    peer_device_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,7 @@ def stage_report(run: StageRun, wall_seconds: float) -> StageReport:
         run.stage.id, run.stage.label, run.stage.partitions, len(run.finished_tasks), run.attempts_launched,
         round(m.seconds, 6), round(wall_seconds, 6), m.rows_in, m.rows_out, m.bytes_in, m.bytes_out,
         m.local_bytes, m.remote_bytes, m.spilled_bytes, run.training, m.to_device_bytes, m.to_host_bytes,
+        m.device_bytes, m.peer_device_bytes,
     )  # fmt: skip
 
 

@@ -186,7 +186,11 @@ class PartitionResult:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a task did; sums over its partitions. Seconds are wall-clock, bytes are of Arrow data."""
+    """What a task did; sums over its partitions. Seconds are wall-clock, bytes are of Arrow data.
+
+    Of the input, ``device_bytes`` lay on the worker's GPU already, and ``peer_device_bytes`` on those of the node's
+    other workers.
+    """
 
     seconds: float = 0.0
     rows_in: int = 0
@@ -198,6 +202,8 @@ class Metrics:
     spilled_bytes: int = 0
     to_device_bytes: int = 0
     to_host_bytes: int = 0
+    device_bytes: int = 0
+    peer_device_bytes: int = 0
 
 
 @dataclass(frozen=True)

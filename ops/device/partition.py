@@ -7,8 +7,8 @@ memory and writes them in runs. So rows of a segment stay in order, and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 import numpy as np
@@ -162,9 +162,12 @@ class DevicePartition(DeviceKernel):
     Attributes:
         partitioner: the exchange's; one that `refusal` has nothing against. A task puts the one of its stage in its
             place, which has the boundaries of ranges.
+        passing: is shown what goes to the host, while it is still here: rows in the order of their segments, and where
+            these begin.
     """
 
     partitioner: Partitioner
+    passing: Callable[[DeviceTable, np.ndarray], object] | None = field(default=None, compare=False)
 
     def run(self, inputs: Sequence[DeviceStream], context: Context) -> Stream:  # type: ignore[override]
         xp = array_namespace()
@@ -177,6 +180,8 @@ class DevicePartition(DeviceKernel):
         for table in _gathered(inputs[0], xp):
             for rows, bounds in split_on_oom(table, partitioned):
                 offset += rows.rows
+                if self.passing is not None:
+                    self.passing(rows, bounds)
                 yield PartitionedTable(to_arrow(rows), bounds)  # type: ignore[misc]
 
     @property

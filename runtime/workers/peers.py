@@ -63,13 +63,16 @@ class Peers:
         for address in addresses:
             self._dead.pop(address, None)
 
-    async def ask(self, addresses: list[str], causes: list[BaseException], **request: Any) -> Any:
-        """Ask one of several workers for ranges of blocks, in turn.
+    async def ask(
+        self, addresses: list[str], causes: list[BaseException], op: str = "headwater_fetch", **request: Any
+    ) -> Any:
+        """Ask one of several workers, in turn.
 
         Args:
             addresses: of the workers; those that fail are taken out.
             causes: gets what went wrong.
-            request: arguments of the handler ``headwater_fetch``.
+            op: the handler; by default the one that reads ranges of blocks.
+            request: its arguments.
 
         Returns:
             The reply; None if no one answers.
@@ -77,7 +80,7 @@ class Peers:
         while addresses:
             for _ in range(0 if addresses[0] in self._dead else 2):
                 try:
-                    return await self._call(addresses[0], **request)
+                    return await self._call(addresses[0], op, **request)
                 except CommClosedError as error:  # an old connection may be dead though the worker lives
                     causes.append(error)
                 except Exception as error:
@@ -86,10 +89,10 @@ class Peers:
             addresses.pop(0)
         return None
 
-    async def _call(self, address: str, **request: Any) -> Any:
+    async def _call(self, address: str, op: str, **request: Any) -> Any:
         comm = await asyncio.wait_for(self._connect(address), self.options.connect_seconds * 2)
         try:
-            call = send_recv(comm, op="headwater_fetch", **request)
+            call = send_recv(comm, op=op, **request)
             return await asyncio.wait_for(call, self.options.reply_seconds)
         except BaseException:
             comm.abort()

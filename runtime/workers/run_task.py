@@ -21,7 +21,9 @@ from ...lineage.stream_fingerprint import StreamFingerprint
 from ...ops.backend import stage_backend
 from ...ops.device.cache import DeviceCache
 from ...ops.device.memory import Traffic, counted
+from ...ops.device.operators import DeviceStream
 from ...ops.device.partition import DevicePartition
+from ...ops.device.table import DeviceTable
 from ...ops.device.transfer import ToDevice, ToHost
 from ...ops.kernel import Broadcast, Context, Stream
 from ...ops.partitioned import PartitionedTable
@@ -57,6 +59,7 @@ from ..task import (
 from ..training.stage import TrainingHost, train_stage
 from .broadcast import BroadcastCache, SharedBroadcast
 from .device_blocks import DeviceBlocks
+from .device_borrowing import DeviceBorrowing
 from .exchange import write_block
 from .fetch import Fetcher, Inputs, Relocate
 from .recut import recut
@@ -76,6 +79,7 @@ def run_task(
     progress: TaskProgress | None = None,
     training: TrainingHost | None = None,
     device_cache: DeviceCache | None = None,
+    device_borrowing: DeviceBorrowing | None = None,
 ) -> TaskResult:
     """Run one attempt at a task.
 
@@ -91,6 +95,7 @@ def run_task(
         progress: told how far the task is.
         training: lends what a train stage needs.
         device_cache: keeps blocks on the worker's device, too.
+        device_borrowing: copies blocks from devices of the node's other workers.
 
     Returns:
         The blocks or staged files, and what it took.
@@ -103,7 +108,17 @@ def run_task(
             note that tells the stage and partition.
     """
     attempt = _Attempt(
-        task, program, store, fetcher, cancelled, broadcasts, mailbox, progress, training, device_cache
+        task,
+        program,
+        store,
+        fetcher,
+        cancelled,
+        broadcasts,
+        mailbox,
+        progress,
+        training,
+        device_cache,
+        device_borrowing,
     )
     started = time.perf_counter()
     partitions = attempt.run()
@@ -126,6 +141,7 @@ class _Attempt:
         progress: TaskProgress | None,
         training: TrainingHost | None,
         device_cache: DeviceCache | None,
+        device_borrowing: DeviceBorrowing | None,
     ):
         self.task, self.program, self.store, self.fetcher = task, program, store, fetcher
         self.cancelled = cancelled or threading.Event()
@@ -133,7 +149,11 @@ class _Attempt:
         self.mailbox = mailbox
         self.progress = progress or TaskProgress(len(task.partitions))
         self.training = training
-        self.device_blocks = DeviceBlocks(device_cache, task) if device_cache is not None else None
+        self.device_blocks: DeviceBlocks | None = None
+        if device_cache is not None:
+            self.device_blocks = DeviceBlocks(
+                device_cache, task, store.node, device_borrowing, self.cancelled
+            )
         self.training_log: dict[str, Any] | None = None
         self.counts: Counter[str] = Counter()
         #: what crosses between host and device
@@ -169,6 +189,8 @@ class _Attempt:
                 raise OSError(errno.EIO, gone) from error  # unlike an input that isn't there, worth a retry
             raise
         self.counts.update(to_device_bytes=self.traffic.to_device, to_host_bytes=self.traffic.to_host)
+        if (blocks := self.device_blocks) is not None:
+            self.counts.update(device_bytes=blocks.own_bytes, peer_device_bytes=blocks.borrowed_bytes)
         return tuple(done)
 
     def _partition(self, given: PartitionInput) -> PartitionResult:
@@ -221,7 +243,7 @@ class _Attempt:
             self._check_cancelled()
             size = file.publish()
         if self.device_blocks is not None:
-            self.device_blocks.keep(index)
+            self.device_blocks.keep(index, written.offsets)
         self.counts["spilled_bytes"] += written.spilled_bytes
         return Block(
             task.stage,
@@ -252,16 +274,21 @@ class _Attempt:
         if isinstance(operator.kernel, TrainKernel):
             return self._train(operator, operator.kernel)
         kernel, blocks = operator.kernel, self.device_blocks
-        if isinstance(kernel, ToDevice) and blocks is not None and isinstance(operator.inputs[0], BlockLeaf):
-            leaf = operator.inputs[0]
-            if (there := blocks.find(given.slots[leaf.slot])) is not None:  # type: ignore[arg-type]
-                return self._watched(self._counted(iter(there), leaf.slot))  # type: ignore[arg-type]
+        if (
+            isinstance(kernel, ToDevice)
+            and blocks is not None
+            and (leaf := _blocks_leaf(operator)) is not None
+        ):
+            return self._to_device(kernel, leaf, given, partition, blocks)
         inputs = [self._evaluate(child, given, partition) for child in operator.inputs]
         if operator is self.program.operator and isinstance(kernel, ToHost) and blocks is not None:
             inputs = [blocks.passing(inputs[0])]  # type: ignore[arg-type, list-item]
         if isinstance(kernel, DevicePartition) and self.program.exchange is not None:
             # as the block's writer would: ranges have boundaries now, and partitions count over the stage
             kernel, partition = replace(kernel, partitioner=self.program.exchange.partitioner), given.index
+            if blocks is not None:
+                blocks.begin()
+                kernel = replace(kernel, passing=blocks.add)
         context = Context(partition, self.kernel_bytes, kernel.label, self.spill_folder)
         return self._metered(kernel.run(inputs, context), context)
 
@@ -275,11 +302,38 @@ class _Attempt:
                 "scan", read_exactly(leaf.source, what, leaf.columns, leaf.predicate, leaf.limit)
             )
         else:
-            assert self.inputs is not None
-            stream = self.inputs.tables(what, leaf.schema)  # type: ignore[arg-type]
-            if isinstance(leaf, ShuffleLeaf):
-                stream = recut(reaching("shuffle-read", stream), leaf.schema)
+            return self._blocks(leaf, what)  # type: ignore[arg-type]
         return self._watched(self._counted(stream, leaf.slot))
+
+    def _blocks(self, leaf: BlockLeaf | ShuffleLeaf, segments: Sequence[Segment]) -> Stream:
+        assert self.inputs is not None
+        stream = self.inputs.tables(segments, leaf.schema)
+        if isinstance(leaf, ShuffleLeaf):
+            stream = recut(reaching("shuffle-read", stream), leaf.schema)
+        return self._watched(self._counted(stream, leaf.slot))
+
+    def _to_device(
+        self,
+        kernel: ToDevice,
+        leaf: BlockLeaf | ShuffleLeaf,
+        given: PartitionInput,
+        partition: int,
+        blocks: DeviceBlocks,
+    ) -> Stream:
+        """Read blocks as tables of the device, from there where they are there."""
+        context = Context(partition, self.kernel_bytes, kernel.label, self.spill_folder)
+
+        def host(segments: Sequence[Segment]) -> DeviceStream:
+            return kernel.run([self._blocks(leaf, segments)], context)
+
+        def seen(table: DeviceTable) -> None:
+            self._count(table, leaf.slot)
+
+        segments: Sequence[Segment] = given.slots[leaf.slot]  # type: ignore[assignment]
+        stream: Iterator[Any] = blocks.read(segments, leaf.schema, host, seen)
+        if isinstance(leaf, ShuffleLeaf):
+            stream = reaching("shuffle-read", stream)
+        return self._watched(stream)
 
     def _broadcast(self, leaf: BroadcastLeaf) -> Broadcast:
         segments, mailbox = self.task.broadcast[leaf.slot], self.mailbox
@@ -336,11 +390,14 @@ class _Attempt:
 
     def _counted(self, stream: Stream, slot: int | None = None) -> Stream:
         for table in stream:
-            self.counts["rows_in"] += table.num_rows
-            self.counts["bytes_in"] += table.nbytes
-            if slot is not None:
-                self.progress.advance(slot, table.num_rows, table.nbytes)
+            self._count(table, slot)
             yield table
+
+    def _count(self, table: pa.Table | DeviceTable, slot: int | None = None) -> None:
+        self.counts["rows_in"] += table.num_rows
+        self.counts["bytes_in"] += table.nbytes
+        if slot is not None:
+            self.progress.advance(slot, table.num_rows, table.nbytes)
 
     def _metered(self, stream: Stream, context: Context) -> Stream:
         yield from stream
@@ -406,6 +463,12 @@ class _Tap:
         if not schema.names:
             return table.replace_schema_metadata(schema.metadata)
         return pa.Table.from_arrays(table.columns, schema=schema)
+
+
+def _blocks_leaf(step: Step) -> BlockLeaf | ShuffleLeaf | None:
+    """The leaf under a step that is nothing but one of blocks."""
+    leaf = step.inputs[0]
+    return leaf if isinstance(leaf, BlockLeaf | ShuffleLeaf) else None
 
 
 def _segments(task: Task) -> tuple[Segment, ...]:

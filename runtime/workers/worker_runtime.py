@@ -34,10 +34,13 @@ from .allocator import keep_freed_memory
 from .beacon_keeper import BeaconKeeper
 from .broadcast import BroadcastCache
 from .comeback import let_nanny_replace
+from .device_borrowing import DeviceBorrowing
+from .device_lending import DeviceLending
 from .direct_tasks import DirectTasks
 from .fetch import Fetcher, FetchOptions
 from .handover import RUNS_TOPIC, announce, room_bytes, watch_retirement
 from .kept_service import KeptService
+from .peers import Peers
 from .relocation import Relocations, unpack_segments
 from .results import Results
 from .run_task import run_task
@@ -73,6 +76,8 @@ class WorkerRuntime:
         self.device, self.device_problem = device
         #: blocks that lie on the device, too; None without one
         self.device_cache = cache_of(self.device)
+        self.lending = DeviceLending(self.device_cache)
+        self.borrowing = DeviceBorrowing()
         roots = {store.node: store.root}
         self.fetcher = Fetcher(roots, worker.rpc, worker.loop.asyncio_loop, store.space, options)
         self.broadcasts = BroadcastCache(broadcast_bytes)
@@ -128,6 +133,9 @@ class WorkerRuntime:
         )
         self.worker.handlers.update(kept.handlers())
         self.worker.handlers.update(self.training.handlers())
+        self.worker.handlers.update(self.lending.handlers())
+        peers = Peers(self.worker.rpc, self.worker.loop.asyncio_loop, self.fetcher.options)
+        self.borrowing.attach(peers, self.worker.address)
 
     def attach(self, worker: Worker) -> None:
         """Go on with a new Dask worker of the same process; what runs still belongs to the old one."""
@@ -165,7 +173,7 @@ class WorkerRuntime:
                 lambda known: DaskNetwork(lambda: self.worker, self.training, known),
                 lambda: self.draining,
             )
-            shared = (self.broadcasts, mailbox, progress, training, self.device_cache)
+            shared = (self.broadcasts, mailbox, progress, training, self.device_cache, self.borrowing)
             try:
                 return run_task(task, program, self.store, self.fetcher, name, flag, *shared)
             except HeadwaterError as error:
@@ -253,6 +261,7 @@ class WorkerRuntime:
             "memory_limit": memory,
             "device": self.device and self.device.record(),
             "device_problem": self.device_problem,
+            "device_sharing": {**self.lending.counts, **self.borrowing.counts},
             "beacon": self.beacon and self.beacon.port and [self.beacon.host, self.beacon.port],
             "beacon_token": self.beacon and self.beacon.token,
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
@@ -309,6 +318,8 @@ class WorkerRuntime:
         self.broadcasts.forget(run)
         if self.device_cache is not None:
             self.device_cache.forget(run)
+        self.lending.forget(run)
+        self.borrowing.forget(run)
         self.training.forget(run)
         with self._lock:
             for payload in [key for key, program in self._programs.items() if program.run == run]:

@@ -132,7 +132,7 @@ def test_blocks_stay_on_the_device_for_who_reads_them_next(device):
             for name, table in expected.items():
                 assert result.table(name).equals(table)
             cache = session._executor.device_cache
-            assert cache.hits == 6  # two readers of three partitions
+            assert cache.hits == 12  # two readers of three partitions, and one of what each of them leaves
             assert cache.bytes > 0
             persisted = next(stage for stage in result.report.stages if stage.to_device_bytes > 9 * ROWS)
             others = [stage for stage in result.report.stages if stage is not persisted]

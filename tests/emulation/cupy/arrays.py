@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from . import ipc
+
 
 class ndarray:
     """Wraps a NumPy array; what CuPy refuses is refused: implicit copies to the host, and NumPy operands.
@@ -53,7 +55,7 @@ class ndarray:
 
     @property
     def data(self) -> Any:
-        return _Pointer(self._data.ctypes.data)
+        return _Pointer(ipc.remember(self._data))
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

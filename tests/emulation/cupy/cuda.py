@@ -7,6 +7,7 @@ import sys
 import weakref
 from typing import Any
 
+from . import ipc
 from . import nccl as nccl
 from . import runtime as runtime
 from .kernels import Function as Function
@@ -17,6 +18,8 @@ from .kernels import nvrtc as nvrtc
 sys.modules[f"{__name__}.nccl"] = nccl
 
 MEMORY = 1 << 40
+#: what is called of the driver itself, by ctypes
+_libcuda = ipc.Driver()
 
 
 class Device:

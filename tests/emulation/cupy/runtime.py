@@ -1,6 +1,14 @@
 """The part of ``cupy.cuda.runtime`` that Headwater uses."""
 
+import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from . import ipc
+
+memcpyDeviceToDevice = 3
+cudaIpcMemLazyEnablePeerAccess = 1
 
 
 class CUDARuntimeError(RuntimeError):
@@ -40,3 +48,32 @@ def getDeviceProperties(device: int) -> dict[str, object]:
         "pciBusID": 0,
         "uuid": b"0" * 16,
     }
+
+
+def ipcGetMemHandle(devPtr: int) -> bytes:
+    with _refusing():
+        return ipc.export(devPtr)
+
+
+def ipcOpenMemHandle(handle: bytes, flags: int = cudaIpcMemLazyEnablePeerAccess) -> int:
+    with _refusing():
+        return ipc.open(handle)
+
+
+def ipcCloseMemHandle(devPtr: int) -> None:
+    with _refusing():
+        ipc.close(devPtr)
+
+
+def memcpyAsync(dst: int, src: int, size: int, kind: int, stream: int) -> None:
+    if kind != memcpyDeviceToDevice:
+        raise NotImplementedError("only copies within devices are emulated")
+    ctypes.memmove(dst, src, size)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except ipc.RefusedError as error:
+        raise CUDARuntimeError(str(error)) from error

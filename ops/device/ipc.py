@@ -1,0 +1,266 @@
+"""Copies between the device memory of two processes of a machine, by CUDA IPC.
+
+The process that has tables describes where their arrays lie: for each the handle of the allocation that it is part of,
+and its place in there. Another one maps the allocations, copies what it wants into memory of its own, and unmaps them.
+The two may use one device, or one each; then the copy crosses the link between them, and never the host.
+
+Until the other has unmapped them, the owner must keep the tables: what it frees meanwhile is undefined there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..backend import Array
+from .column import DeviceColumn, has_dictionary, physical_type
+from .memory import is_out_of_memory
+from .modules import on_device
+from .table import DeviceTable
+
+
+class IpcRefusedError(RuntimeError):
+    """CUDA doesn't let these two processes share memory, or not this memory."""
+
+
+@dataclass(frozen=True)
+class SharedArray:
+    """Where an array lies.
+
+    Attributes:
+        allocation: number of the handle; -1 for an array of no bytes.
+        offset: in the allocation, in bytes.
+        length: elements.
+    """
+
+    allocation: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class SharedColumn:
+    """A `DeviceColumn`, without its type; ``dictionary`` is a number, -1 for none."""
+
+    values: SharedArray
+    valid: SharedArray | None
+    dictionary: int
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Tables of one schema that another process may copy.
+
+    Attributes:
+        schema: in Arrow's form.
+        handles: of the allocations in which their arrays lie.
+        dictionaries: of their columns of strings, as streams of Arrow's.
+        groups: for each group of tables, for each table its rows and columns.
+    """
+
+    schema: bytes
+    handles: tuple[bytes, ...]
+    dictionaries: tuple[bytes, ...]
+    groups: tuple[tuple[tuple[int, tuple[SharedColumn, ...]], ...], ...]
+
+
+def share(groups: Sequence[Sequence[DeviceTable]], schema: pa.Schema, xp: ModuleType) -> Shared:
+    """Describe tables for another process, which may copy them as long as they are kept.
+
+    What they hold must have been computed already.
+
+    Args:
+        groups: tables of one schema.
+        schema: theirs.
+        xp: CuPy.
+
+    Raises:
+        IpcRefusedError: memory that can't be shared.
+    """
+    if not on_device(xp):
+        raise IpcRefusedError("the tables lie on the host")
+    exporter = _Exporter(xp)
+    with _refused_by_cuda(xp):
+        shared = tuple(
+            tuple((t.rows, tuple(map(exporter.column, t.columns))) for t in group) for group in groups
+        )
+    dictionaries = tuple(_packed(dictionary) for dictionary in exporter.dictionaries)
+    return Shared(schema.serialize().to_pybytes(), tuple(exporter.handles), dictionaries, shared)
+
+
+def copied(
+    shared: Shared, schema: pa.Schema, wanted: Sequence[int], xp: ModuleType
+) -> list[list[DeviceTable]]:
+    """Copy another process's tables into memory of this one; all is there when this returns.
+
+    Traffic: each array's bytes are read once and written once.
+
+    Args:
+        shared: what `share` has told there.
+        schema: of the tables that are made; its names and types must be those of the tables there.
+        wanted: numbers of groups.
+        xp: CuPy.
+
+    Returns:
+        The tables of each group that is wanted.
+
+    Raises:
+        IpcRefusedError: CUDA doesn't map the memory; or the schema is another.
+    """
+    theirs = pa.ipc.read_schema(pa.py_buffer(shared.schema))
+    if theirs.names != schema.names or theirs.types != schema.types:
+        raise IpcRefusedError(f"the tables there have other columns:\n{theirs}")
+    dictionaries = [_unpacked(data) for data in shared.dictionaries]
+    columns = [column for group in wanted for _, table in shared.groups[group] for column in table]
+    arrays = [array for column in columns for array in (column.values, column.valid) if array is not None]
+    needed = sorted({array.allocation for array in arrays} - {-1})
+    stream = xp.cuda.get_current_stream()
+    with _mapped([shared.handles[number] for number in needed], xp) as addresses, _refused_by_cuda(xp):
+        places = dict(zip(needed, addresses))
+
+        def array(there: SharedArray, dtype: np.dtype) -> Array:
+            here = xp.empty(there.length, dtype)
+            if here.nbytes:
+                source = places[there.allocation] + there.offset
+                kind = xp.cuda.runtime.memcpyDeviceToDevice
+                xp.cuda.runtime.memcpyAsync(here.data.ptr, source, here.nbytes, kind, stream.ptr)
+            return here
+
+        def column(there: SharedColumn, type: pa.DataType) -> DeviceColumn:
+            dtype = physical_type(type)
+            assert dtype is not None
+            valid = None if there.valid is None else array(there.valid, np.dtype(bool))
+            dictionary = dictionaries[there.dictionary] if has_dictionary(type) else None
+            return DeviceColumn(type, array(there.values, dtype), valid, dictionary)
+
+        try:
+            return [
+                [
+                    DeviceTable(tuple(map(column, columns, schema.types)), schema, rows)
+                    for rows, columns in shared.groups[group]
+                ]
+                for group in wanted
+            ]
+        finally:  # before the memory there is unmapped
+            stream.synchronize()
+
+
+class _Exporter:
+    """Finds the allocation of each array, and its handle."""
+
+    def __init__(self, xp: ModuleType):
+        self._xp = xp
+        xp.cuda.Device().use()  # a thread has no context before its first call
+        self.handles: list[bytes] = []
+        self.dictionaries: list[pa.Array] = []
+        self._allocations: list[tuple[int, int]] = []
+        self._numbers: dict[int, int] = {}
+
+    def column(self, column: DeviceColumn) -> SharedColumn:
+        valid = None if column.valid is None else self._array(column.valid)
+        return SharedColumn(self._array(column.values), valid, self._dictionary(column.dictionary))
+
+    def _array(self, array: Array) -> SharedArray:
+        if not array.nbytes:
+            return SharedArray(-1, 0, len(array))
+        if not array.flags.c_contiguous:
+            raise IpcRefusedError("an array has gaps")
+        pointer = int(array.data.ptr)
+        for number, (base, size) in enumerate(self._allocations):
+            if base <= pointer < base + size:
+                return SharedArray(number, pointer - base, len(array))
+        base, size = _allocation(self._xp, pointer)
+        self._allocations.append((base, size))
+        self.handles.append(bytes(self._xp.cuda.runtime.ipcGetMemHandle(base)))
+        return SharedArray(len(self.handles) - 1, pointer - base, len(array))
+
+    def _dictionary(self, dictionary: pa.Array | None) -> int:
+        if dictionary is None:
+            return -1
+        number = self._numbers.setdefault(id(dictionary), len(self.dictionaries))
+        if number == len(self.dictionaries):
+            self.dictionaries.append(dictionary)
+        return number
+
+
+#: what this process has mapped of others: by handle the address, and how many use it
+_open: dict[bytes, tuple[int, int]] = {}
+_opening = threading.Lock()
+
+
+@contextmanager
+def _mapped(handles: Sequence[bytes], xp: ModuleType) -> Iterator[list[int]]:
+    """Map allocations of another process, each once however many threads want it; their addresses here."""
+    runtime, held, addresses = xp.cuda.runtime, [], []
+    xp.cuda.Device().use()
+    try:
+        for handle in handles:
+            with _opening, _refused_by_cuda(xp):
+                address, users = _open.get(handle) or (runtime.ipcOpenMemHandle(handle), 0)
+                _open[handle] = address, users + 1
+            held.append(handle)
+            addresses.append(address)
+        yield addresses
+    finally:
+        for handle in held:
+            with _opening:
+                address, users = _open.pop(handle)
+                if users > 1:
+                    _open[handle] = address, users - 1
+                    continue
+                with suppress(xp.cuda.runtime.CUDARuntimeError):  # the owner has died
+                    runtime.ipcCloseMemHandle(address)
+
+
+@contextmanager
+def _refused_by_cuda(xp: ModuleType) -> Iterator[None]:
+    try:
+        yield
+    except xp.cuda.runtime.CUDARuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise IpcRefusedError(str(error)) from error
+
+
+def _allocation(xp: ModuleType, pointer: int) -> tuple[int, int]:
+    """The first byte of the allocation in which an address lies, and its size; of the pool's, not of the array's."""
+    base, size = ctypes.c_ulonglong(0), ctypes.c_size_t(0)
+    status = _driver(xp).cuMemGetAddressRange_v2(
+        ctypes.byref(base), ctypes.byref(size), ctypes.c_ulonglong(pointer)
+    )
+    if status:
+        raise IpcRefusedError(f"the driver doesn't know the memory at {pointer:#x} (error {status})")
+    return base.value, size.value
+
+
+@cache
+def _driver(xp: ModuleType) -> Any:
+    """The driver's library; CuPy has no name for the one function that is needed of it."""
+    stand_in = getattr(xp.cuda, "_libcuda", None)
+    if stand_in is not None:
+        return stand_in
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise IpcRefusedError(str(error)) from error
+
+
+def _packed(dictionary: pa.Array) -> bytes:
+    sink = pa.BufferOutputStream()
+    batch = pa.record_batch([dictionary], names=[""])
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def _unpacked(data: bytes) -> pa.Array:
+    return pa.ipc.open_stream(pa.py_buffer(data)).read_next_batch().column(0)

@@ -1,0 +1,215 @@
+"""DeviceBorrowing: rows that other workers of this machine have on their devices, copied from there to this one's.
+
+Each sibling is asked what it has of some segments (see `device_lending`), which it then keeps; they are copied at
+once, and given back. Only what the sibling confirms to have kept until then is used. Whatever else happens, nothing is
+found, and the rows come from the host: a sibling that is silent isn't asked for a while, and one with which CUDA shares
+no memory never again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import pickle
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from ...lineage.owner import this_process
+from ...ops.backend import array_namespace
+from ...ops.device.ipc import IpcRefusedError, Shared, copied
+from ...ops.device.memory import DeviceMemoryError, retried
+from ...ops.device.table import DeviceTable
+from ..task import CancelledTask, Segment
+from .peers import Peers
+
+_log = logging.getLogger(__name__)
+#: less than this, in bytes of blocks, is brought from the host sooner than it is asked for
+LEAST_BYTES = 256 << 10
+#: segments are asked for together up to this, so that a device isn't filled at once
+_MOST_BYTES = 1 << 30
+#: for an answer; a sibling that takes longer is left alone for a while
+_ANSWER_SECONDS = 5.0
+_SILENT_SECONDS = 30.0
+_POLL_SECONDS = 0.1
+
+
+class DeviceBorrowing:
+    """What one worker knows of its siblings. `borrow` is called by the threads of tasks, several at once.
+
+    Attributes:
+        counts: ``borrowed`` and ``borrowed_bytes``, segments that were copied; ``failed``, copies that came to nothing;
+            ``silent``, questions without an answer.
+        never: address to the reason why it isn't asked.
+    """
+
+    def __init__(self) -> None:
+        self._peers: Peers | None = None
+        self._address = ""
+        self._lock = threading.Lock()
+        self._silent: dict[str, float] = {}
+        #: (address, run, stage) of which there is nothing
+        self._without: set[tuple[str, str, int]] = set()
+        self.counts: Counter[str] = Counter()
+        self.never: dict[str, str] = {}
+
+    def attach(self, peers: Peers, address: str) -> None:
+        """From now on, ask by these peers, as the worker of this address."""
+        self._peers, self._address = peers, address
+
+    def forget(self, run: str) -> None:
+        """What was learnt of a run's stages is of no use any more."""
+        with self._lock:
+            self._without = {key for key in self._without if key[1] != run}
+
+    def borrow(
+        self,
+        run: str,
+        segments: Sequence[Segment],
+        schema: pa.Schema,
+        siblings: Iterable[str],
+        cancelled: threading.Event,
+    ) -> dict[Segment, list[DeviceTable]]:
+        """Copy what siblings have of some segments.
+
+        Args:
+            run: whose blocks they are of.
+            segments: of one stage.
+            schema: of the rows.
+            siblings: addresses of the node's workers.
+            cancelled: ends waiting.
+
+        Returns:
+            The tables of segments that were found, in this process's memory.
+
+        Raises:
+            CancelledTask: the flag was set.
+        """
+        wanted = _affordable(segments)
+        asked = self._willing(siblings, run, segments[0].stage)
+        if self._peers is None or not asked or sum(segment.length for segment in wanted) < LEAST_BYTES:
+            return {}
+        tokens = {address: secrets.token_hex(8) for address in asked}
+        request = {"run": run, "wanted": [_wanted(s) for s in wanted], "borrower": this_process().record()}
+        request["op"] = "headwater_lend"
+        replies = self._ask_all({at: {"token": token, **request} for at, token in tokens.items()}, cancelled)
+        found: dict[Segment, list[DeviceTable]] = {}
+        for address, reply in replies.items():
+            places = self._answered(address, run, segments[0].stage, reply)
+            groups = [number for number, place in enumerate(places) if wanted[place] not in found]
+            copies = self._copied(address, reply, groups, schema) if groups else []
+            if places and self._give_back(address, tokens[address], cancelled) and copies:
+                found |= {wanted[places[number]]: tables for number, tables in zip(groups, copies)}
+        with self._lock:
+            self.counts["borrowed"] += len(found)
+            self.counts["borrowed_bytes"] += sum(t.nbytes for tables in found.values() for t in tables)
+        return found
+
+    def _willing(self, siblings: Iterable[str], run: str, stage: int) -> list[str]:
+        """Those of whom something may be had."""
+        now = time.monotonic()
+        with self._lock:
+            return [
+                address
+                for address in siblings
+                if address != self._address
+                and address not in self.never
+                and self._silent.get(address, 0.0) <= now
+                and (address, run, stage) not in self._without
+            ]
+
+    def _answered(self, address: str, run: str, stage: int, reply: Any) -> list[int]:
+        """Learn from an answer; what was found."""
+        with self._lock:
+            if reply is None:
+                self.counts["silent"] += 1
+                self._silent[address] = time.monotonic() + _SILENT_SECONDS
+                return []
+            if "never" in reply:
+                self.never[address] = reply["never"]
+                return []
+            if reply.get("nothing"):
+                self._without.add((address, run, stage))
+            return list(reply["found"])
+
+    def _copied(
+        self, address: str, reply: Mapping[str, Any], groups: Sequence[int], schema: pa.Schema
+    ) -> list[list[DeviceTable]]:
+        """The tables of groups; none if it fails."""
+        try:
+            shared: Shared = pickle.loads(reply["shared"])
+            return retried(copied, shared, schema, groups, array_namespace())
+        except DeviceMemoryError:  # what comes from the host may come in smaller pieces
+            pass
+        except IpcRefusedError as error:
+            self.never[address] = str(error)
+        except Exception:
+            _log.warning("rows on another device couldn't be copied from worker %s", address, exc_info=True)
+        with self._lock:
+            self.counts["failed"] += 1
+        return []
+
+    def _give_back(self, address: str, token: str, cancelled: threading.Event) -> bool:
+        """End a lease; whether what was copied is right."""
+        request = {"op": "headwater_take_back", "token": token}
+        reply = self._ask_all({address: request}, cancelled)[address]
+        held = reply is not None and bool(reply["held"])
+        if not held:
+            with self._lock:
+                self.counts["failed"] += 1
+                self._silent[address] = time.monotonic() + _SILENT_SECONDS
+        return held
+
+    def _ask_all(
+        self, requests: Mapping[str, Mapping[str, Any]], cancelled: threading.Event
+    ) -> dict[str, Any]:
+        """Ask several workers at once; by address their answers, None for those that didn't."""
+        assert self._peers is not None
+        peers = self._peers
+        asked = {
+            address: asyncio.run_coroutine_threadsafe(_ask(peers, address, request), peers.loop)
+            for address, request in requests.items()
+        }
+        waiting = set(asked.values())
+        while waiting:
+            if cancelled.is_set():
+                for future in waiting:
+                    future.cancel()
+                raise CancelledTask("cancelled while it asked for rows on other devices")
+            _, waiting = concurrent.futures.wait(waiting, _POLL_SECONDS)
+        return {address: future.result() for address, future in asked.items()}
+
+
+async def _ask(peers: Peers, address: str, request: Mapping[str, Any]) -> Any:
+    try:
+        return await asyncio.wait_for(peers.ask([address], [], **request), _ANSWER_SECONDS)
+    except Exception:  # the loop is closing, or it took too long
+        return None
+
+
+def _wanted(segment: Segment) -> tuple[int, int, int, int, int, int]:
+    return (
+        segment.stage,
+        segment.partition,
+        segment.attempt,
+        segment.offset,
+        segment.length,
+        segment.rows,
+    )
+
+
+def _affordable(segments: Sequence[Segment]) -> list[Segment]:
+    """The first ones that together aren't too large."""
+    found, size = [], 0
+    for segment in segments:
+        size += segment.length
+        if size > _MOST_BYTES:
+            break
+        found.append(segment)
+    return found

@@ -1,0 +1,97 @@
+"""LeaseBook: what a worker keeps on its device for others that are copying it, and until when. Pure.
+
+A lease ends when its borrower says so, when the borrower's process is gone, when it has lasted too long, or with its
+run. What a borrower has copied counts only if its lease had not ended before; so a lease may end at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Something that is kept for a borrower.
+
+    Attributes:
+        token: names the lease; the borrower has chosen it.
+        run: whose it is.
+        borrower: the process.
+        held: what is kept.
+        bytes: of it.
+        until: when it ends at the latest, in seconds of the book's clock.
+    """
+
+    token: str
+    run: str
+    borrower: Hashable
+    held: Any
+    bytes: int
+    until: float
+
+
+class LeaseBook:
+    """The leases of one worker. Not for several threads at once.
+
+    Args:
+        seconds: that a lease lasts at most.
+        most_bytes: of all leases together.
+
+    Example:
+        >>> book = LeaseBook(10.0, 100)
+        >>> book.grant("t1", "run", "somebody", ["table"], 60, now=0.0)
+        True
+        >>> book.grant("t2", "run", "somebody", ["table"], 60, now=1.0)
+        False
+        >>> book.end("t1"), book.end("t1"), book.bytes
+        (True, False, 0)
+    """
+
+    def __init__(self, seconds: float, most_bytes: int):
+        self.seconds, self.most_bytes = seconds, most_bytes
+        self.bytes = 0
+        self._leases: dict[str, Lease] = {}
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def grant(self, token: str, run: str, borrower: Hashable, held: Any, bytes: int, now: float) -> bool:
+        """Keep something for a borrower.
+
+        Returns:
+            Whether it is kept; not if that were more than ``most_bytes``, or the token is in use.
+        """
+        if token in self._leases or self.bytes + bytes > self.most_bytes:
+            return False
+        self._leases[token] = Lease(token, run, borrower, held, bytes, now + self.seconds)
+        self.bytes += bytes
+        return True
+
+    def end(self, token: str) -> bool:
+        """End a lease; returns whether it had lasted until now."""
+        lease = self._leases.pop(token, None)
+        if lease is None:
+            return False
+        self.bytes -= lease.bytes
+        return True
+
+    def end_late(self, now: float) -> int:
+        """End those that have lasted too long; returns how many."""
+        return self._end(lease for lease in self._leases.values() if lease.until <= now)
+
+    def end_of_run(self, run: str) -> int:
+        """End those of a run; returns how many."""
+        return self._end(lease for lease in self._leases.values() if lease.run == run)
+
+    def end_of_borrower(self, borrower: Hashable) -> int:
+        """End those of a process; returns how many."""
+        return self._end(lease for lease in self._leases.values() if lease.borrower == borrower)
+
+    def borrowers(self) -> set[Hashable]:
+        """The processes that have leases."""
+        return {lease.borrower for lease in self._leases.values()}
+
+    def _end(self, leases: Iterable[Lease]) -> int:
+        return sum(self.end(token) for token in [lease.token for lease in leases])

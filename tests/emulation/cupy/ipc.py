@@ -1,0 +1,107 @@
+"""CUDA's handles of memory for other processes, as ``cupy.cuda.runtime`` gives and takes them.
+
+An exported allocation is copied into a nameless file of memory, which another process maps by way of ``/proc``. What
+CUDA refuses is refused: a handle of one's own, one that is open already, and one whose allocation is gone. The owner
+scribbles over the copy when it frees the allocation, so that whoever still reads it gets something wrong.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import secrets
+import struct
+import weakref
+
+import numpy as np
+
+_HANDLE = struct.Struct("<qqq16s24x")
+_FREED = b"\xdb"
+#: by address that was handed out: the array that owns the memory there
+_owners: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
+#: by the address of an allocation
+_exported: dict[int, bytes] = {}
+#: by the address where it is mapped: the handle, the mapping, and the array that holds its address
+_opened: dict[int, tuple[bytes, mmap.mmap, np.ndarray]] = {}
+
+
+class RefusedError(RuntimeError):
+    """Stands for an error code; `runtime` raises it as its own."""
+
+
+def remember(array: np.ndarray) -> int:
+    """Return an array's address, and know from now on in which allocation it lies."""
+    address = array.ctypes.data
+    owner = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    _owners[address] = owner
+    return address
+
+
+def export(pointer: int) -> bytes:
+    owner = _owners.get(pointer)
+    if owner is None or not owner.nbytes:
+        raise RefusedError("cudaErrorInvalidValue: invalid argument")
+    base = owner.ctypes.data
+    if base not in _exported:
+        token = secrets.token_bytes(8).hex()
+        file = os.memfd_create(f"emulated-{token}")
+        _write(file, bytes((ctypes.c_char * owner.nbytes).from_address(base)))
+        _exported[base] = _HANDLE.pack(os.getpid(), file, owner.nbytes, token.encode())
+        weakref.finalize(owner, _free, base, file, owner.nbytes).atexit = False
+    return _exported[base]
+
+
+def open(handle: bytes) -> int:
+    pid, number, size, token = _HANDLE.unpack(handle)
+    if pid == os.getpid():
+        raise RefusedError("cudaErrorDeviceUninitialized: invalid device context")
+    if any(known == handle for known, *_ in _opened.values()):
+        raise RefusedError("cudaErrorAlreadyMapped: resource already mapped")
+    path = f"/proc/{pid}/fd/{number}"
+    try:
+        if token.decode() not in os.readlink(path):
+            raise OSError("another file")
+        file = os.open(path, os.O_RDWR)
+    except OSError as error:
+        raise RefusedError("cudaErrorInvalidResourceHandle: invalid resource handle") from error
+    mapping = mmap.mmap(file, size)
+    os.close(file)
+    view = np.frombuffer(mapping, np.uint8)
+    _opened[view.ctypes.data] = handle, mapping, view
+    return view.ctypes.data
+
+
+def close(pointer: int) -> None:
+    if pointer not in _opened:
+        raise RefusedError("cudaErrorInvalidValue: invalid argument")
+    _, mapping, view = _opened.pop(pointer)
+    del view
+    mapping.close()
+
+
+class Driver:
+    """The part of ``libcuda`` that is called by its C names."""
+
+    @staticmethod
+    def cuMemGetAddressRange_v2(base: object, size: object, pointer: ctypes.c_ulonglong) -> int:
+        owner = _owners.get(pointer.value)
+        if owner is None:
+            return 1
+        base._obj.value, size._obj.value = owner.ctypes.data, owner.nbytes  # type: ignore[attr-defined]
+        return 0
+
+
+def _free(base: int, file: int, size: int) -> None:
+    _exported.pop(base, None)
+    os.lseek(file, 0, os.SEEK_SET)
+    _write(file, _FREED * size)
+    os.close(file)
+
+
+def _write(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
