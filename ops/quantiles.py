@@ -269,7 +269,7 @@ def tally(
         present = np.flatnonzero(marks)
         places, span = (np.cumsum(marks) - 1)[places], len(present)
     if count > 1:
-        places += codes * span
+        places += codes.astype(np.int64, copy=False) * span
     if count * span <= most:
         totals = np.bincount(places, weights=rows)  # exact below 2**53 rows
         found = np.flatnonzero(totals)

@@ -17,6 +17,7 @@ from ..aggregations import AGGREGATIONS
 from ..backend import array_namespace
 from ..kernel import Broadcast, Context
 from ..morsels import drained
+from ..quantiles import SKETCH
 from .aggregations import (
     DEVICE_AGGREGATIONS,
     Reductions,
@@ -32,6 +33,7 @@ from .key_words import one_form
 from .memory import retried
 from .modules import on_device
 from .operators import DeviceKernel, DeviceStream, Lowered, lowers
+from .sketches import settled
 from .sort import device_tables, hold, on_host
 from .streams import rechunk
 from .table import DeviceTable, concat
@@ -63,23 +65,26 @@ class DevicePartialAggregate(DeviceKernel):
     schema: pa.Schema
 
     def run(self, inputs: Sequence[DeviceStream | Broadcast], context: Context) -> DeviceStream:
+        return map(settled, self._states_of(inputs[0]))
+
+    def _states_of(self, stream: DeviceStream | Broadcast) -> DeviceStream:
         xp = array_namespace()
         held: list[DeviceTable] = []
         rows, limit, futile = 0, _FIRST_MERGE, False
         width = _row_bytes(self.schema)
-        for table in rechunk(device_tables(inputs[0], xp), UNIT_ROWS, xp):
+        for table in rechunk(device_tables(stream, xp), UNIT_ROWS, xp):
             states = retried(self._reduce, table, xp)
             if futile:
                 yield from states
                 continue
             held += states
             rows += sum(state.rows for state in states)
-            if rows < limit and rows * width < _FLUSH_BYTES:
+            if rows < limit and rows * width + _sketch_bytes(held) < _FLUSH_BYTES:
                 continue
             parts = retried(self._merge, held, xp)
             left = sum(part.rows for part in parts)
             futile = len(held) > 1 and left > _FUTILE * rows
-            if futile or left * width > _FLUSH_BYTES:
+            if futile or left * width + _sketch_bytes(parts) > _FLUSH_BYTES:
                 yield from parts
                 held, rows = [], 0
             else:
@@ -96,7 +101,7 @@ class DevicePartialAggregate(DeviceKernel):
         try:
             for a in shared_states(self.aggregations)[0]:
                 column = None if a.column is None else table.column(a.column)
-                parts.append(DEVICE_AGGREGATIONS[a.function].partial(reductions, column))
+                parts.append(DEVICE_AGGREGATIONS[a.function].partial(reductions, column, dict(a.options)))
         except TotalTooWide:
             half = table.rows // 2
             halves = table.slice(0, half), table.slice(half, table.rows)
@@ -209,6 +214,11 @@ def _states(
     columns = [replace(first, values=one_form(first.values, groups.xp)) for first in firsts]
     columns += [part for state in parts for part in state]
     return DeviceTable(typed(columns, schema), schema, groups.count)
+
+
+def _sketch_bytes(states: Sequence[DeviceTable]) -> int:
+    """Bytes of the sketches of quantiles in states."""
+    return sum(column.nbytes for table in states for column in table.columns if column.type == SKETCH)
 
 
 def _row_bytes(schema: pa.Schema) -> int:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import TypeMismatchError
+from .. import quantiles
 from ..aggregations import Options
 from ..backend import Array
 from ..reductions import sum_type
@@ -24,6 +25,7 @@ from .grouping import DeviceGroups
 from .key_words import ranges
 from .memory import staged
 from .segmented import extremes, last_rows, spreads, sums
+from .sketches import column_of, ends_of, number_buckets, sketches_of, tally
 
 State = tuple[DeviceColumn, ...]
 
@@ -40,12 +42,12 @@ class DeviceAggregateFunction:
     """How one aggregation is computed on a device.
 
     Attributes:
-        partial: state of each group from its rows; the column is None for a count of rows.
+        partial: state of each group from its rows and the options; the column is None for a count of rows.
         merge: state of each group from states of its parts, in order.
         finish: the answer of each group from its state; its type is given to it by who asks.
     """
 
-    partial: Callable[[Reductions, DeviceColumn | None], State]
+    partial: Callable[[Reductions, DeviceColumn | None, Options], State]
     merge: Callable[[Reductions, State], State]
     finish: Callable[[State, Options, ModuleType], DeviceColumn]
 
@@ -185,6 +187,11 @@ def _floats(column: DeviceColumn) -> Array:
     return values / 10.0**column.type.scale if pa.types.is_decimal(column.type) else values
 
 
+def _plain(reduce: Callable[[Reductions, DeviceColumn | None], State]) -> Callable[..., State]:
+    """A reduction of rows that has no options."""
+    return lambda r, column, options: reduce(r, column)
+
+
 def _column(type: pa.DataType, values: Array, valid: Array | None = None) -> DeviceColumn:
     return DeviceColumn(type, values, valid)
 
@@ -240,7 +247,7 @@ def _variance(root: bool) -> DeviceAggregateFunction:
         variance = quotient(state[2].values, freedom, xp)
         return _column(pa.float64(), xp.sqrt(variance) if root else variance, freedom > 0)
 
-    return DeviceAggregateFunction(_moments, _merge_moments, finish)
+    return DeviceAggregateFunction(_plain(_moments), _merge_moments, finish)
 
 
 def _picked(pick: Callable[[Reductions, DeviceColumn], DeviceColumn]) -> DeviceAggregateFunction:
@@ -250,7 +257,39 @@ def _picked(pick: Callable[[Reductions, DeviceColumn], DeviceColumn]) -> DeviceA
         assert column is not None
         return (pick(r, column),)
 
-    return DeviceAggregateFunction(partial, lambda r, state: partial(r, state[0]), _first_part)
+    return DeviceAggregateFunction(_plain(partial), lambda r, state: partial(r, state[0]), _first_part)
+
+
+def _count_buckets(r: Reductions, column: DeviceColumn | None, options: Options) -> State:
+    """As `quantiles.count_buckets`, whose integers these are."""
+    assert column is not None
+    if pa.types.is_decimal(column.type):
+        column = DeviceColumn(pa.float64(), blank(r.floats(column), column.valid, r.xp), column.valid)
+    numbered = number_buckets(column.values, column.valid, quantiles.mantissa_bits(options), r.xp)
+    sketches = tally(r.groups.codes, numbered, None, r.groups.count, r.xp)
+    return (column_of(sketches), *(r.extreme(column, largest) for largest in (False, True)))
+
+
+def _merge_buckets(r: Reductions, state: State) -> State:
+    sketches = sketches_of(state[0], r.xp)
+    numbered = (sketches.buckets, *ends_of(sketches.buckets, r.xp))
+    merged = tally(r.groups.codes[sketches.owners()], numbered, sketches.rows, r.groups.count, r.xp)
+    return (column_of(merged), r.extreme(state[1], False), r.extreme(state[2], True))
+
+
+def _finish_quantile(state: State, options: Options, xp: ModuleType) -> DeviceColumn:
+    found, (low, high) = sketches_of(state[0], xp), state[1:]
+    with np.errstate(invalid="ignore"):
+        answers = quantiles.pick(
+            found.starts,
+            found.buckets,
+            found.rows,
+            (low.values, high.values),
+            options.get("q", 0.5),
+            quantiles.mantissa_bits(options),
+            xp,
+        )
+    return _column(low.type, answers, low.valid)
 
 
 def _first_part(state: State, options: Options, xp: ModuleType) -> DeviceColumn:
@@ -259,17 +298,18 @@ def _first_part(state: State, options: Options, xp: ModuleType) -> DeviceColumn:
 
 #: the aggregations of `ops.aggregations` that a device computes; the others keep lists
 DEVICE_AGGREGATIONS: dict[str, DeviceAggregateFunction] = {
-    "sum": DeviceAggregateFunction(_sum, lambda r, state: _sum(r, state[0]), _first_part),
+    "sum": DeviceAggregateFunction(_plain(_sum), lambda r, state: _sum(r, state[0]), _first_part),
     "mean": DeviceAggregateFunction(
-        _mean, lambda r, state: (*_sum(r, state[0]), *_merge_count(r, state[1:])), _finish_mean
+        _plain(_mean), lambda r, state: (*_sum(r, state[0]), *_merge_count(r, state[1:])), _finish_mean
     ),
     "var": _variance(root=False),
     "std": _variance(root=True),
     "min": _picked(lambda r, column: r.extreme(column, largest=False)),
     "max": _picked(lambda r, column: r.extreme(column, largest=True)),
-    "count": DeviceAggregateFunction(_counted, _merge_count, _first_part),
+    "count": DeviceAggregateFunction(_plain(_counted), _merge_count, _first_part),
     "first": _picked(lambda r, column: column.take(r.groups.first_rows)),
     "last": _picked(lambda r, column: column.take(last_rows(r.groups))),
+    "approx_quantile": DeviceAggregateFunction(_count_buckets, _merge_buckets, _finish_quantile),
 }
 
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from ...errors import TypeMismatchError
 from ..backend import Array
 from ..morsels import contiguous
+from ..quantiles import SKETCH
 from .memory import fetched, staged
 
 #: digits of decimals that fit 64 bits
@@ -26,9 +27,10 @@ class DeviceColumn:
     Attributes:
         type: the Arrow type it has on the host.
         values: shape (rows,), dtype `physical_type` of ``type``; 0 under nulls. Unscaled integers for decimals,
-            codes into ``dictionary`` for strings.
+            codes into ``dictionary`` for strings and sketches of quantiles.
         valid: shape (rows,), dtype bool, False where the column is null; None is nowhere.
-        dictionary: distinct values, on the host, that the codes stand for; None for other types.
+        dictionary: distinct values, on the host, that the codes stand for; for sketches any, or `Sketches`; None for
+            other types.
     """
 
     type: pa.DataType
@@ -38,8 +40,11 @@ class DeviceColumn:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the device."""
-        return int(self.values.nbytes) + (0 if self.valid is None else int(self.valid.nbytes))
+        """Bytes on the device; with these rows' part of sketches, wherever they are."""
+        size = int(self.values.nbytes) + (0 if self.valid is None else int(self.valid.nbytes))
+        if self.type == SKETCH and self.dictionary is not None and len(self.dictionary):
+            size += self.dictionary.nbytes * len(self) // len(self.dictionary)
+        return size
 
     def __len__(self) -> int:
         return int(self.values.shape[0])
@@ -72,9 +77,14 @@ def physical_type(type: pa.DataType) -> np.dtype | None:
         return np.dtype(np.int64)
     if pa.types.is_decimal128(type):
         return np.dtype(np.int64) if type.precision <= SHORT_DECIMAL else None
-    if is_coded(type):
+    if has_dictionary(type):
         return np.dtype(np.int32)
     return None
+
+
+def has_dictionary(type: pa.DataType) -> bool:
+    """Whether values are codes into a dictionary: of strings, and of sketches of quantiles, which may repeat there."""
+    return is_coded(type) or type == SKETCH
 
 
 def is_coded(type: pa.DataType) -> bool:
@@ -106,7 +116,9 @@ def to_device(column: pa.Array | pa.ChunkedArray, xp: ModuleType) -> DeviceColum
     valid = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
     dictionary = None
     type = array.type
-    if is_coded(type):
+    if type == SKETCH:
+        array, dictionary = pa.array(np.arange(len(array), dtype=np.int32)), array
+    elif is_coded(type):
         if not pa.types.is_dictionary(type):
             array = array.dictionary_encode()
         array, dictionary = array.indices, array.dictionary
@@ -139,6 +151,10 @@ def to_arrow(column: DeviceColumn) -> pa.Array:
         if pa.types.is_dictionary(type):
             return pa.DictionaryArray.from_arrays(codes.cast(type.index_type), column.dictionary)
         return column.dictionary.take(codes)
+    if type == SKETCH:
+        assert column.dictionary is not None
+        lists = column.dictionary if isinstance(column.dictionary, pa.Array) else column.dictionary.to_arrow()
+        return lists.take(pa.array(values, mask=mask))
     if pa.types.is_decimal(type):
         words = np.empty((len(values), 2), np.int64)
         words[:, 0], words[:, 1] = values, values >> 63
@@ -177,6 +193,10 @@ def joined(columns: Sequence[DeviceColumn], xp: ModuleType) -> DeviceColumn:
     """Put columns of one type behind each other."""
     if len(columns) == 1:
         return columns[0]
+    if columns[0].type == SKETCH:
+        from .sketches import joined as joined_sketches
+
+        return joined_sketches(columns, xp)
     columns = unified(columns, xp)
     valid = None
     if any(column.valid is not None for column in columns):
