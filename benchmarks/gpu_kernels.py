@@ -29,8 +29,8 @@ from headwater.ops.device.grouping import group
 from headwater.ops.device.key_index import DeviceKeyIndex
 from headwater.ops.device.partition import hash_partition
 from headwater.ops.device.segmented import sums
-from headwater.ops.device.sort import sort_order
 from headwater.ops.device.table import DeviceTable
+from headwater.ops.device.word_order import sort_order
 from headwater.ops.expressions import col
 
 Call = Callable[[], Any]

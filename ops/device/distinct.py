@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -11,22 +11,28 @@ import pyarrow as pa
 from ..backend import array_namespace
 from ..distinct import DistinctKernel
 from ..kernel import Broadcast, Context
-from ..morsels import rechunk as rechunk_on_host
+from ..morsels import drained
+from ..ordering import SortKey
 from .grouping import group
+from .hash_split import MAX_DEPTH, PLACE, deeper, hash_split, numbered
+from .host_runs import HostRun, HostRuns, host_runs
 from .memory import retried
 from .memory_bound import held_bytes
+from .merge import merge_runs
 from .operators import DeviceKernel, DeviceStream, Lowered, lowers
 from .sort import device_tables
 from .streams import rechunk
-from .table import DeviceTable, concat, to_arrow, to_device
+from .table import DeviceTable, concat, to_arrow
 from .transfer import UNIT_ROWS, crosses
 
 
 @dataclass(frozen=True)
 class DeviceDistinct(DeviceKernel):
-    """Passes the first row of each key on, streaming. Keys beyond the device's memory go on on the host.
+    """Passes the first row of each key on, streaming.
 
     Rows wait until they are as many as the keys so far, so that all comparisons together cost a few passes.
+    Keys beyond the device's memory are split by their hash, and so are the rows that come after. Each part is
+    gone through here; its rows carry their numbers, by which a merge puts those of all parts back in order.
 
     Attributes:
         keys: the columns that must differ; None is all of them.
@@ -40,43 +46,92 @@ class DeviceDistinct(DeviceKernel):
         xp = array_namespace()
         limit = held_bytes(context, xp) if self.held is None else self.held
         stream = rechunk(device_tables(inputs[0], xp), UNIT_ROWS, xp)
-        seen: DeviceTable | None = None
+        seen: list[DeviceTable] = []
+        yield from self._new_rows(stream, seen, limit, xp)
+        if seen:
+            names = seen[0].schema.names
+            by_name = DeviceDistinct(tuple(names), limit)
+            with host_runs(context, xp) as store:
+                rest = numbered(stream, xp)
+                for table in by_name._split(rest, drained(seen), 0, store, context, xp):
+                    columns = [name for name in table.schema.names if name != PLACE]
+                    yield table.select(columns)
+
+    def _new_rows(
+        self, stream: DeviceStream, seen: list[DeviceTable], limit: int, xp: ModuleType
+    ) -> DeviceStream:
+        """Yield rows whose keys are new, until all are, or there are more keys than may be held.
+
+        Args:
+            stream: of rows; what is left of it has to be gone through, if ``seen`` isn't empty afterwards.
+            seen: at most one table, of the keys that came before; then of all keys so far, none at the end of the rows.
+            limit: bytes of keys.
+            xp: NumPy or CuPy.
+        """
         waiting: list[DeviceTable] = []
         for table in stream:
             waiting.append(table)
             rows, size = sum(t.rows for t in waiting), sum(t.nbytes for t in waiting)
-            if seen is not None and rows < seen.rows and size < limit:
+            if seen and rows < seen[0].rows and size < limit:
                 continue
-            new, seen = retried(self._compare, seen, waiting, xp)
+            new, seen[:] = retried(self._compare, seen, waiting, xp)
             waiting = []
             if new.rows:
                 yield new
-            if seen.nbytes > limit:
-                yield from self._on_host(seen, stream, context, xp)
+            if seen[0].nbytes > limit:
                 return
         if waiting:
             new, _ = retried(self._compare, seen, waiting, xp)
             if new.rows:
                 yield new
+        seen.clear()
 
     def _compare(
-        self, seen: DeviceTable | None, tables: list[DeviceTable], xp: ModuleType
-    ) -> tuple[DeviceTable, DeviceTable]:
+        self, seen: Sequence[DeviceTable], tables: Sequence[DeviceTable], xp: ModuleType
+    ) -> tuple[DeviceTable, list[DeviceTable]]:
         """The rows whose keys are new, and all keys so far."""
         rows = concat(tables, xp)
         keys = rows if self.keys is None else rows.select(self.keys)
-        known = 0 if seen is None else seen.rows
-        both = keys if seen is None else concat([seen, keys], xp)
+        known = sum(table.rows for table in seen)
+        both = concat([*seen, keys], xp)
         firsts = group(both.columns, both.rows, xp).first_rows
-        return rows.take(firsts[known:] - known), both.take(firsts)  # the known keys are the first ``known``
+        return rows.take(firsts[known:] - known), [
+            both.take(firsts)
+        ]  # the known keys are the first ``known``
 
-    def _on_host(
-        self, seen: DeviceTable, stream: DeviceStream, context: Context, xp: ModuleType
-    ) -> Iterator[DeviceTable]:
-        rest = (to_arrow(table) for table in stream)
-        found = DistinctKernel(self.keys).after(to_arrow(seen), rest, context)
-        for table in rechunk_on_host(found, UNIT_ROWS):
-            yield to_device(table, xp)
+    def _split(
+        self,
+        stream: DeviceStream,
+        seen: DeviceStream,
+        depth: int,
+        store: HostRuns,
+        context: Context,
+        xp: ModuleType,
+    ) -> DeviceStream:
+        """Pass on rows that carry their numbers, in order of these, if their keys are new."""
+        names, limit = self.keys or (), self.held or 0
+        seens, rests = hash_split(seen, names, depth, store, xp), hash_split(stream, names, depth, store, xp)
+        rows = sum(part.rows for part in seens)
+        runs: list[HostRun] = []
+        while rests:
+            known, rest = seens.pop(0), rests.pop(0)
+            if not rest.rows:
+                continue
+            runs.append(store.new([SortKey(PLACE)]))
+            below = deeper(depth, known.rows, rows)
+            part = rest.tables(xp)
+            keys = [known.table(xp)] if known.rows else []
+            for table in self._new_rows(part, keys, limit, xp):
+                runs[-1].put(table)
+            if keys and below < MAX_DEPTH:
+                for table in self._split(part, drained(keys), below, store, context, xp):
+                    runs[-1].put(table)
+            elif keys:
+                left = map(to_arrow, part)
+                for plain in DistinctKernel(self.keys).after(to_arrow(keys.pop()), left, context):
+                    runs[-1].append(plain)
+            runs[-1].finish()
+        yield from merge_runs(runs, [SortKey(PLACE)], limit, xp)
 
 
 @lowers(DistinctKernel)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from types import ModuleType
 
@@ -14,16 +15,21 @@ from ..backend import Array, array_namespace
 from ..join import JoinKernel
 from ..kernel import Broadcast, Context
 from ..morsels import drained
+from ..ordering import SortKey
 from . import column as columns_of
 from .column import DeviceColumn
 from .compaction import compact_table
 from .gather import take_or_null
+from .hash_split import MAX_DEPTH, PLACE, PLACE_FIELD, deeper, hash_split, numbered
+from .host_runs import HostRun, HostRuns, host_runs
 from .key_index import DeviceKeyIndex
+from .memory import DeviceMemoryError, retried, split_on_oom
 from .memory_bound import held_bytes
+from .merge import merge_runs
 from .modules import kernel, launch, on_device
 from .operators import DeviceKernel, DeviceStream, Lowered, lowers
 from .sort import device_tables, hold, on_host
-from .table import DeviceTable, concat, to_device
+from .table import DeviceTable, concat, to_arrow, to_device
 from .transfer import UNIT_ROWS, crosses
 
 
@@ -38,7 +44,14 @@ class _Side:
 
 @dataclass(frozen=True)
 class DeviceJoin(DeviceKernel):
-    """Indexes the right input by its keys and streams the left one past it; what doesn't fit, the host joins.
+    """Indexes the right input by its keys and streams the left one past it.
+
+    A right input beyond the device's memory makes it a Grace hash join: both sides are split by key until the
+    right parts fit, wait on the host, and are joined here part by part. Joined parts are in the order of the left
+    rows, whose numbers they carry, so a merge by these puts all in the order that a join in memory has. A single
+    key with more right rows than fit is left to the host, and so is a broadcast side that doesn't fit.
+
+    Source: Kitsuregawa, Tanaka, Moto-oka 1983, "Application of hash to data base machine and its architecture".
 
     Attributes:
         kernel: the host's.
@@ -62,11 +75,67 @@ class DeviceJoin(DeviceKernel):
         else:
             stream = (table.select(self._needed) for table in device_tables(right, xp))
             held, fits = hold(stream, limit)
-            if not fits:
-                yield from on_host(host, [left, chain(drained(held), stream)], context, xp)
+            made = self._room_for(held, xp) if fits else None
+            if made is None:
+                limit = limit // 4 if fits else limit  # if the device had no room for what was to fit
+                yield from self._by_parts(left, chain(drained(held), stream), limit, context, xp)
                 return
-            side = self._side(held, xp)
+            side = made
         yield from self._probe(left, side, xp)
+
+    def _by_parts(
+        self, left: DeviceStream, right: DeviceStream, limit: int, context: Context, xp: ModuleType
+    ) -> DeviceStream:
+        """Join by parts whose right rows fit."""
+        kept = len(self.kernel.schema) - len(self.kernel.right_columns)
+        schema = self.kernel.schema.insert(kept, PLACE_FIELD)
+        wide = DeviceJoin(replace(self.kernel, schema=schema), limit)
+        with host_runs(context, xp) as store:
+            known = (_with_keys(table, self.kernel.right_on, xp) for table in right)
+            for table in wide._split(numbered(left, xp), known, 0, store, context, xp):
+                yield table.select(self.kernel.schema.names)
+
+    def _split(
+        self,
+        left: DeviceStream,
+        right: DeviceStream,
+        depth: int,
+        store: HostRuns,
+        context: Context,
+        xp: ModuleType,
+    ) -> DeviceStream:
+        """Join left rows that carry their numbers, by parts; the rows come in order of these."""
+        rights = hash_split(right, self.kernel.right_on, depth, store, xp)
+        lefts = hash_split(left, self.kernel.left_on, depth, store, xp)
+        rows = sum(part.rows for part in rights)
+        limit = self.held or 0
+        runs: list[HostRun] = []
+        while lefts:
+            these, matches = lefts.pop(0), rights.pop(0)
+            if not these.rows:
+                continue
+            runs.append(store.new([SortKey(PLACE)]))
+            for table in self._part(these, matches, deeper(depth, matches.rows, rows), store, context, xp):
+                runs[-1].append(table)
+            runs[-1].finish()
+        yield from merge_runs(runs, [SortKey(PLACE)], limit, xp)
+
+    def _part(
+        self, left: HostRun, right: HostRun, depth: int, store: HostRuns, context: Context, xp: ModuleType
+    ) -> Iterator[pa.Table]:
+        """Join a part, on the device or on the host; its right rows are split at a depth if they don't fit."""
+        fits = right.bytes <= (self.held or 0)
+        held = list(right.tables(xp)) if fits else []
+        side = self._room_for(held, xp) if fits else None
+        if side is not None:
+            yield from map(to_arrow, self._probe(left.tables(xp), side, xp))
+        elif depth < MAX_DEPTH:
+            again = chain(drained(held), right.tables(xp))
+            yield from map(to_arrow, self._split(left.tables(xp), again, depth, store, context, xp))
+        else:
+            yield from self.kernel.run(
+                [left.read(), chain(map(to_arrow, drained(held)), right.read())], context
+            )
 
     @property
     def label(self) -> str:
@@ -80,6 +149,15 @@ class DeviceJoin(DeviceKernel):
     def _broadcast(self, right: Broadcast, limit: int, xp: ModuleType) -> _Side:
         held, fits = hold((to_device(table.select(self._needed), xp) for table in right), limit)
         return self._side(held, xp) if fits else _Side(False)
+
+    def _room_for(self, held: list[DeviceTable], xp: ModuleType) -> _Side | None:
+        """Index right rows, unless the device is full; the list is emptied only if it isn't."""
+        try:
+            side = retried(self._side, held, xp)
+        except DeviceMemoryError:
+            return None
+        held.clear()
+        return side
 
     def _side(self, held: list[DeviceTable], xp: ModuleType) -> _Side:
         held = [table for table in held if table.rows]
@@ -96,37 +174,49 @@ class DeviceJoin(DeviceKernel):
                 if how in ("left", "anti"):
                     yield self._output(table, self._nulls(table.rows, xp))
                 continue
-            codes = side.index.lookup([table.column(name) for name in self.kernel.left_on])
-            if how in ("semi", "anti"):
-                made = [
-                    self._output(compact_table(table, codes >= 0 if how == "semi" else codes < 0, xp), [])
-                ]
-            elif side.index.unique and how == "inner":
-                numbered = replace(table, columns=(*table.columns, DeviceColumn(pa.int64(), codes)))
-                *kept, found = compact_table(numbered, codes >= 0, xp).columns
-                matches = side.payload.take(found.values)
-                made = [self._output(replace(table, columns=tuple(kept), rows=len(found)), matches.columns)]
-            elif side.index.unique:
-                made = [self._output(table, [take_or_null(c, codes, xp) for c in side.payload.columns])]
-            else:
-                yield from self._pairs(table, codes, side.index, side.payload, xp)
+            if how in ("inner", "left") and not side.index.unique:
+                yield from self._pairs(table, side.index, side.payload, xp)
                 continue
-            yield from (output for output in made if output.rows)
+            matched = partial(self._matched, index=side.index, payload=side.payload, xp=xp)
+            yield from (output for output in split_on_oom(table, matched) if output.rows)
+
+    def _matched(
+        self, table: DeviceTable, index: DeviceKeyIndex, payload: DeviceTable, xp: ModuleType
+    ) -> DeviceTable:
+        """Put each left row beside its only match, or keep it for having one or none."""
+        how = self.kernel.how
+        codes = index.lookup([table.column(name) for name in self.kernel.left_on])
+        if how in ("semi", "anti"):
+            return self._output(compact_table(table, codes >= 0 if how == "semi" else codes < 0, xp), [])
+        if how == "left":
+            return self._output(table, [take_or_null(c, codes, xp) for c in payload.columns])
+        numbers = replace(table, columns=(*table.columns, DeviceColumn(pa.int64(), codes)))
+        *kept, found = compact_table(numbers, codes >= 0, xp).columns
+        rows = replace(table, columns=tuple(kept), rows=len(found))
+        return self._output(rows, payload.take(found.values).columns)
 
     def _pairs(
-        self, table: DeviceTable, codes: Array, index: DeviceKeyIndex, payload: DeviceTable, xp: ModuleType
+        self, table: DeviceTable, index: DeviceKeyIndex, payload: DeviceTable, xp: ModuleType
     ) -> DeviceStream:
         """Put each left row beside all of its matches, `UNIT_ROWS` pairs at a time."""
         outer = self.kernel.how == "left"
-        ends = pair_ends(codes, index, outer, xp)
-        total = int(ends[-1])
-        for start in range(0, total, UNIT_ROWS):
-            rows, matches = pairs(codes, ends, index, start, min(start + UNIT_ROWS, total), xp)
+
+        def found(part: DeviceTable) -> tuple[DeviceTable, Array, Array]:
+            codes = index.lookup([part.column(name) for name in self.kernel.left_on])
+            return part, codes, pair_ends(codes, index, outer, xp)
+
+        def expanded(part: DeviceTable, codes: Array, ends: Array, start: int, stop: int) -> DeviceTable:
+            rows, matches = pairs(codes, ends, index, start, stop, xp)
             if outer:
                 taken = [take_or_null(column, matches, xp) for column in payload.columns]
             else:
                 taken = [column.take(matches) for column in payload.columns]
-            yield self._output(table.take(rows), taken)
+            return self._output(part.take(rows), taken)
+
+        for part, codes, ends in split_on_oom(table, found):
+            total = int(ends[-1])
+            for start in range(0, total, UNIT_ROWS):
+                yield retried(expanded, part, codes, ends, start, min(start + UNIT_ROWS, total))
 
     def _output(self, left: DeviceTable, right: Sequence[DeviceColumn]) -> DeviceTable:
         return DeviceTable((*left.columns, *right), self.kernel.schema, left.rows)
@@ -139,6 +229,14 @@ class DeviceJoin(DeviceKernel):
             columns_of.to_device(pa.array([], field.type), xp) for field in list(self.kernel.schema)[kept:]
         ]
         return [take_or_null(column, missing, xp) for column in none]
+
+
+def _with_keys(table: DeviceTable, keys: Sequence[str], xp: ModuleType) -> DeviceTable:
+    """The rows that have no null among their keys."""
+    masks = [column.valid for column in map(table.column, keys) if column.valid is not None]
+    for mask in masks[1:]:
+        masks[0] = masks[0] & mask
+    return compact_table(table, masks[0], xp) if masks else table
 
 
 def pair_ends(codes: Array, index: DeviceKeyIndex, outer: bool, xp: ModuleType) -> Array:

@@ -20,8 +20,8 @@ from .column import DeviceColumn, is_coded
 from .compaction import compact
 from .hash_table import HashTable
 from .modules import kernel, launch, on_device
-from .sort import sort_order
 from .sort_keys import EACH, TYPES, WORD, key_args, key_ranges, ordered, translated
+from .word_order import sort_order
 
 _ZERO = 1 << 63  # the ordered word of 0 in int64
 

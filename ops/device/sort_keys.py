@@ -179,7 +179,12 @@ def key_args(column: DeviceColumn, xp: ModuleType) -> list[object]:
     """Return the first arguments of the kernels of a key: values, marks, whether there are any, rows."""
     values = xp.ascontiguousarray(column.values)
     if column.valid is None:
-        return [values, values, np.int32(0), np.int64(len(column))]
+        return [
+            values,
+            values.view(np.uint8),
+            np.int32(0),
+            np.int64(len(column)),
+        ]  # any bytes: there are no marks
     return [values, xp.ascontiguousarray(column.valid), np.int32(1), np.int64(len(column))]
 
 

@@ -16,13 +16,15 @@ from ..morsels import drained
 from ..ordering import SortKey
 from ..sort import TopKKernel
 from .compaction import compact
+from .memory import retried
 from .memory_bound import held_bytes
 from .modules import THREADS, kernel, launch, on_device
 from .operators import DeviceKernel, DeviceStream, Lowered, lowers
-from .sort import device_tables, on_host, sort_order, unordered
+from .sort import DeviceSort, device_tables, unordered
 from .sort_keys import sort_words
 from .table import DeviceTable, concat
 from .transfer import UNIT_ROWS
+from .word_order import sort_order
 
 #: bits that one pass of a radix select decides
 _DIGIT = 11
@@ -142,7 +144,8 @@ class DeviceTopK(DeviceKernel):
     Attributes:
         keys: most significant first.
         count: how many rows.
-        held: bytes of rows that may be held on the device; None takes `held_bytes`. Beyond it the host's kernel works.
+        held: bytes of rows that may be held on the device; None takes `held_bytes`. If the first rows are more
+            than half of it, all rows are sorted, as `DeviceSort` does.
     """
 
     keys: tuple[SortKey, ...]
@@ -161,20 +164,29 @@ class DeviceTopK(DeviceKernel):
             held.append(table)
             rows += table.rows
             if rows >= self.count + UNIT_ROWS or sum(piece.nbytes for piece in held) > limit:
-                held = [self._best(held, xp)]
+                held = [retried(self._best, held, xp)]
                 rows = held[0].rows
                 if held[0].nbytes > limit // 2:
-                    host = TopKKernel(self.keys, self.count)
-                    yield from on_host(host, [chain(drained(held), stream)], context, xp)
+                    ordered = DeviceSort(self.keys, limit).run([chain(drained(held), stream)], context)
+                    yield from _first(ordered, self.count)
                     return
         if held:
-            table = self._best(held, xp)
+            table = retried(self._best, held, xp)
             yield from (table.slice(start, start + UNIT_ROWS) for start in range(0, table.rows, UNIT_ROWS))
 
     def _best(self, held: Sequence[DeviceTable], xp: ModuleType) -> DeviceTable:
         table = concat(held, xp)
         words = sort_words([table.column(key.column) for key in self.keys], self.keys, xp)
         return table.take(smallest(words, table.rows, self.count, xp))
+
+
+def _first(stream: DeviceStream, count: int) -> DeviceStream:
+    """The first rows of a stream."""
+    for table in stream:
+        yield table.slice(0, count)
+        count -= table.rows
+        if count <= 0:
+            return
 
 
 @lowers(TopKKernel)

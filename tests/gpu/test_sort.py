@@ -9,11 +9,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from headwater.ops.device import sort as device_sort
+from headwater.ops.device import merge as device_merge
 from headwater.ops.device.operators import device_kernel
-from headwater.ops.device.sort import DeviceSort, row_order, sort_order
+from headwater.ops.device.sort import DeviceSort
 from headwater.ops.device.sort_keys import key_ranges, ordered, sort_words
 from headwater.ops.device.table import to_arrow, to_device
+from headwater.ops.device.word_order import row_order, sort_order
 from headwater.ops.kernel import Context
 from headwater.ops.key_words import key_words, sortable
 from headwater.ops.ordering import SortKey, sort_indices
@@ -171,7 +172,7 @@ def rows_of(stream):
 
 @pytest.mark.parametrize("held", [None, 40_000])
 def test_sort_operator(held, xp, monkeypatch, tmp_path):
-    monkeypatch.setattr(device_sort, "UNIT_ROWS", 1000)
+    monkeypatch.setattr(device_merge, "UNIT_ROWS", 1000)
     table = random_table(4100, 0.2)
     keys = (SortKey("text", True), SortKey("f32", nulls_first=True))
     context = Context(memory_bytes=200_000, spill_root=tmp_path)

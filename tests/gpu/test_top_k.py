@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from headwater.ops.backend import use_backend
-from headwater.ops.device import sort as device_sort
+from headwater.ops.device import merge as device_merge
 from headwater.ops.device import top_k
 from headwater.ops.device.operators import device_kernel
 from headwater.ops.device.table import to_arrow, to_device
@@ -86,7 +86,7 @@ def test_digit_counts(xp):
 @pytest.mark.parametrize("held", [None, 20_000])
 @pytest.mark.parametrize("count", [0, 1, 10, 1500, 9000])
 def test_operator(count, held, xp, monkeypatch, tmp_path):
-    for module in (top_k, device_sort):
+    for module in (top_k, device_merge):
         monkeypatch.setattr(module, "UNIT_ROWS", 1000)
     rows = 5003
     table = pa.table(

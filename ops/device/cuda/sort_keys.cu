@@ -136,8 +136,8 @@ extern "C" __global__ void match_key(const VALUE *values, const unsigned char *v
     }
 }
 
-// Puts the number of each row below its word.
-extern "C" __global__ void number_rows(const unsigned long long *words, long long rows, int bits,
+// Puts the number of each row, of so many bits, below its word, which is moved to the right before.
+extern "C" __global__ void number_rows(const unsigned long long *words, long long rows, int shift, int bits,
                                        unsigned long long *out) {
     long long first = (long long)blockIdx.x * blockDim.x * EACH + threadIdx.x;
     uint64 word[EACH];
@@ -149,6 +149,6 @@ extern "C" __global__ void number_rows(const unsigned long long *words, long lon
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
         long long row = first + (long long)i * blockDim.x;
-        if (row < rows) out[row] = word[i] << bits | (uint64)row;
+        if (row < rows) out[row] = (word[i] >> shift) << bits | (uint64)row;
     }
 }
