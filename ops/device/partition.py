@@ -93,11 +93,11 @@ def partition_by(
     segments = xp.ascontiguousarray(segments)
     bits = 8 * segments.dtype.itemsize
     shared = [segments, np.int64(table.rows), np.int32(count), np.int32((count - 1).bit_length())]
-    counts = xp.empty(count * tiles, dtype=np.int32)
+    counts = xp.empty(count * tiles, dtype=np.uint32)
     launch(
         kernel(xp, "partition", "count_segments", BITS=bits), tiles * _THREADS, [*shared, counts], _THREADS
     )
-    ends = xp.cumsum(counts, dtype=np.int64)
+    ends = xp.cumsum(counts, dtype=np.uint32)  # rows are fewer than 2**32
     source = [xp.ascontiguousarray(array) for array in _arrays(table)]
     target = [xp.empty_like(array) for array in source]
     if source:
@@ -105,7 +105,7 @@ def partition_by(
         columns = xp.asarray(np.array(places, np.uint64))
         args = [columns, np.int32(len(places)), *shared, ends]
         launch(kernel(xp, "partition", "move_rows", BITS=bits), tiles * _THREADS, args, _THREADS)
-    offsets = np.concatenate([[0], to_host(ends[tiles - 1 :: tiles])])
+    offsets = np.concatenate([[0], to_host(ends[tiles - 1 :: tiles]).astype(np.int64)])
     return _with_arrays(table, target), offsets
 
 

@@ -40,7 +40,7 @@ static __device__ __forceinline__ void read(const Segment *in, int first, int in
 
 // Counts each tile's rows by segment; ``counts`` has, for one segment after another, one number a tile.
 extern "C" __global__ void __launch_bounds__(THREADS) count_segments(const Segment *segments, long long rows, int count,
-                                                                     int bits, int *counts) {
+                                                                     int bits, unsigned *counts) {
     __shared__ int found[SLOTS];
     for (int s = threadIdx.x; s < count; s += THREADS) found[s] = 0;
     __syncthreads();
@@ -56,13 +56,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) count_segments(const Segme
         if (there && !(lanes & ((1u << lane) - 1))) atomicAdd(&found[mine[i]], __popc(lanes));
     }
     __syncthreads();
-    for (int s = threadIdx.x; s < count; s += THREADS) counts[(long long)s * gridDim.x + blockIdx.x] = found[s];
+    for (int s = threadIdx.x; s < count; s += THREADS) counts[(long long)s * gridDim.x + blockIdx.x] = (unsigned)found[s];
+}
+
+// One of two numbers of 16 bits in a word: registers are what is short.
+static __device__ __forceinline__ unsigned of_pair(const unsigned *pairs, int i) {
+    return pairs[i / 2] >> (i % 2 * 16) & 0xffffu;
 }
 
 // Moves the tile's items of one column: to their place in the tile, and from there to the output in runs.
 template <class Item>
 static __device__ __forceinline__ void move(const Word *column, Word *room, int first, int in_tile,
-                                            const unsigned *place, const unsigned *to) {
+                                            const unsigned *places, const unsigned *to) {
     const Item *in = (const Item *)column[0] + ((long long)blockIdx.x * TILE + first);
     Item *out = (Item *)column[1], *items = (Item *)room;
     Item held[EACH];
@@ -72,7 +77,7 @@ static __device__ __forceinline__ void move(const Word *column, Word *room, int 
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < EACH; ++i)
-        if (first + 32 * i < in_tile) items[place[i]] = held[i];
+        if (first + 32 * i < in_tile) items[of_pair(places, i)] = held[i];
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
@@ -85,7 +90,7 @@ static __device__ __forceinline__ void move(const Word *column, Word *room, int 
 // its bytes an item; ``ends`` are the running sums of the counts.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     move_rows(const Word *columns, int width, const Segment *segments, long long rows, int count, int bits,
-              const long long *ends) {
+              const unsigned *ends) {
     __shared__ Word room[TILE];  // one after another: counts by warp and segment, segments in order, items
     __shared__ unsigned shift[SLOTS];
     __shared__ int sums[WARPS];
@@ -96,6 +101,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     for (int i = threadIdx.x; i < WARPS * count; i += THREADS) before[i] = 0;
     int mine[EACH];
     read(segments + tile, first, in_tile, mine);
+    // a thread has one segment or two; where their rows of this tile end is needed later
+    int each = count > THREADS ? 2 : 1, segment = each * threadIdx.x;
+    unsigned stop[2] = {0, 0};
+#pragma unroll
+    for (int k = 0; k < 2; ++k)
+        if (k < each && segment + k < count) stop[k] = ends[(long long)(segment + k) * gridDim.x + blockIdx.x];
     __syncthreads();
 
     // the place of each row among those of its warp and segment
@@ -112,13 +123,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     }
     __syncthreads();
 
-    // where each segment begins in the tile, and how far the output lies from there; a thread has two segments
-    int totals[2] = {0, 0}, segment = 2 * threadIdx.x;
-    for (int k = 0; k < 2 && segment + k < count; ++k)
-        for (int w = 0; w < WARPS; ++w) {
-            int known = before[w * count + segment + k];
-            before[w * count + segment + k] = (unsigned short)totals[k];
-            totals[k] += known;
+    // where each segment begins in the tile, and how far the output lies from there
+    int totals[2] = {0, 0};
+#pragma unroll
+    for (int k = 0; k < 2; ++k)
+        if (k < each && segment + k < count) {
+#pragma unroll
+            for (int w = 0; w < WARPS; ++w) totals[k] += before[w * count + segment + k];
         }
     int sum = totals[0] + totals[1];
     for (int step = 1; step < 32; step *= 2) {
@@ -129,11 +140,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     __syncthreads();
     int begin = sum - totals[0] - totals[1];
     for (int w = 0; w < warp; ++w) begin += sums[w];
-    for (int k = 0; k < 2 && segment + k < count; ++k) {
-        for (int w = 0; w < WARPS; ++w) before[w * count + segment + k] += (unsigned short)begin;
-        shift[segment + k] = (unsigned)ends[(long long)(segment + k) * gridDim.x + blockIdx.x] - totals[k] - begin;
-        begin += totals[k];
-    }
+#pragma unroll
+    for (int k = 0; k < 2; ++k)
+        if (k < each && segment + k < count) {
+            unsigned short known[WARPS], *of_segment = before + segment + k;
+#pragma unroll
+            for (int w = 0; w < WARPS; ++w) known[w] = of_segment[w * count];
+            shift[segment + k] = stop[k] - totals[k] - begin;
+#pragma unroll
+            for (int w = 0; w < WARPS; ++w) {
+                of_segment[w * count] = (unsigned short)begin;
+                begin += known[w];
+            }
+        }
     __syncthreads();
 
     // the place of each row in the tile, and where what comes to each place goes
@@ -151,14 +170,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         int at = i * THREADS + threadIdx.x;
         to[i] = at < in_tile ? shift[ordered[at]] + at : 0;
     }
+    unsigned places[EACH / 2];
+#pragma unroll
+    for (int i = 0; i < EACH; i += 2) places[i / 2] = place[i] | place[i + 1] << 16;
     for (const Word *column = columns; column != columns + 3 * width; column += 3) {
 #pragma unroll  // what the compiler can't see through it doesn't compute addresses of ahead, which would fill registers
-        for (int i = 0; i < EACH; ++i) asm volatile("" : "+r"(place[i]), "+r"(to[i]), "+r"(first), "+r"(in_tile));
+        for (int i = 0; i < EACH; ++i) asm volatile("" : "+r"(places[i / 2]), "+r"(to[i]), "+r"(first), "+r"(in_tile));
         switch ((int)column[2]) {
-        case 1: move<unsigned char>(column, room, first, in_tile, place, to); break;
-        case 2: move<unsigned short>(column, room, first, in_tile, place, to); break;
-        case 4: move<unsigned>(column, room, first, in_tile, place, to); break;
-        default: move<Word>(column, room, first, in_tile, place, to);
+        case 1: move<unsigned char>(column, room, first, in_tile, places, to); break;
+        case 2: move<unsigned short>(column, room, first, in_tile, places, to); break;
+        case 4: move<unsigned>(column, room, first, in_tile, places, to); break;
+        default: move<Word>(column, room, first, in_tile, places, to);
         }
     }
 }
