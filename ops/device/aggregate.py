@@ -17,6 +17,7 @@ from ..aggregations import AGGREGATIONS
 from ..backend import array_namespace
 from ..kernel import Broadcast, Context
 from ..morsels import drained
+from ..ordering import SortKey
 from ..quantiles import SKETCH
 from .aggregations import (
     DEVICE_AGGREGATIONS,
@@ -27,14 +28,17 @@ from .aggregations import (
     typed,
     unsupported,
 )
-from .column import physical_type
 from .grouping import DeviceGroups, group
+from .hash_split import MAX_DEPTH, PLACE, PLACE_FIELD, deeper, hash_split, numbered
+from .host_runs import HostRun, HostRuns, host_runs
 from .key_words import one_form
 from .memory import retried
+from .memory_bound import held_bytes, row_bytes
+from .merge import merge_runs
 from .modules import on_device
 from .operators import DeviceKernel, DeviceStream, Lowered, lowers
 from .sketches import settled
-from .sort import device_tables, hold, on_host
+from .sort import device_tables, hold
 from .streams import rechunk
 from .table import DeviceTable, concat
 from .transfer import UNIT_ROWS, crosses
@@ -46,8 +50,8 @@ _FLUSH_BYTES = 256 << 20
 _FIRST_MERGE = 4 * UNIT_ROWS
 #: merging states is given up when it leaves more than this fraction of them
 _FUTILE = 0.9
-#: states of more bytes are merged on the host; fixed, whatever the device, as the host adds floats in another order
-_MOST_STATES = 2 << 30
+#: states of more bytes are merged by parts; fixed, whatever the device, as floats are added in another order then
+_MOST_STATES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class DevicePartialAggregate(DeviceKernel):
         xp = array_namespace()
         held: list[DeviceTable] = []
         rows, limit, futile = 0, _FIRST_MERGE, False
-        width = _row_bytes(self.schema)
+        width = row_bytes(self.schema)
         for table in rechunk(device_tables(stream, xp), UNIT_ROWS, xp):
             states = retried(self._reduce, table, xp)
             if futile:
@@ -124,7 +128,8 @@ class DevicePartialAggregate(DeviceKernel):
 class DeviceFinalAggregate(DeviceKernel):
     """Merges the states of each group in the order they come, and finishes them.
 
-    Groups stand in order of first appearance. Without keys there is exactly one row.
+    Groups stand in order of first appearance. Without keys there is exactly one row. Many states are split by key; the
+    parts wait on the host and are merged here one after another, and the groups put back in order.
 
     Attributes:
         keys: grouping columns.
@@ -139,10 +144,13 @@ class DeviceFinalAggregate(DeviceKernel):
     def run(self, inputs: Sequence[DeviceStream | Broadcast], context: Context) -> DeviceStream:
         xp = array_namespace()
         stream = device_tables(inputs[0], xp)
-        held, whole = hold(stream, _MOST_STATES if on_device(xp) else context.memory_bytes // 2)
+        limit = _MOST_STATES if on_device(xp) else min(_MOST_STATES, context.memory_bytes // 2)
+        held, whole = hold(stream, limit, lambda table: table.rows * row_bytes(table.schema))
         if self.keys and not whole:
-            host = FinalAggregateKernel(self.keys, self.aggregations, self.schema)
-            yield from on_host(host, [chain(drained(held), stream)], context, xp)
+            with host_runs(context, xp) as store:
+                states = numbered(chain(drained(held), stream), xp)
+                for table in self._by_parts(states, limit, 0, store, context, xp):
+                    yield table.select(self.schema.names)
             return
         states = [*drained(held), *stream]
         if states:
@@ -152,14 +160,46 @@ class DeviceFinalAggregate(DeviceKernel):
         elif not self.keys:
             yield self._of_nothing(xp)
 
+    def _by_parts(
+        self,
+        states: DeviceStream,
+        limit: int,
+        depth: int,
+        store: HostRuns,
+        context: Context,
+        xp: ModuleType,
+    ) -> DeviceStream:
+        """Merge states that carry their numbers, in parts of so many bytes; groups carry those of their first ones."""
+        parts = hash_split(states, self.keys, depth, store, xp)
+        rows = sum(part.rows for part in parts)
+        runs: list[HostRun] = []
+        while parts:
+            part = parts.pop(0)
+            if not part.rows:
+                continue
+            runs.append(store.new([SortKey(PLACE)]))
+            below = deeper(depth, part.rows, rows)
+            if part.bytes <= limit or below >= MAX_DEPTH:
+                runs[-1].put(retried(self._finish, [part.table(xp)], xp))
+            else:
+                for table in self._by_parts(part.tables(xp), limit, below, store, context, xp):
+                    runs[-1].put(table)
+            runs[-1].finish()
+        yield from merge_runs(runs, [SortKey(PLACE)], held_bytes(context, xp), xp)
+
     def _finish(self, parts: list[DeviceTable], xp: ModuleType) -> DeviceTable:
+        """The groups of states; with their first numbers, if states have numbers."""
         states = concat(parts, xp)
         groups, merged = _merge_states(states, self.keys, self.aggregations, xp)
         answers = [
             (DEVICE_AGGREGATIONS[a.function].finish(merged[place], dict(a.options), xp),)
             for a, place in zip(self.aggregations, shared_states(self.aggregations)[1])
         ]
-        return _states(groups, states, self.keys, answers, self.schema)
+        finished = _states(groups, states, self.keys, answers, self.schema)
+        if PLACE not in states.schema.names:
+            return finished
+        columns = (*finished.columns, states.column(PLACE).take(groups.first_rows))
+        return replace(finished, columns=columns, schema=finished.schema.append(PLACE_FIELD))
 
     def _of_nothing(self, xp: ModuleType) -> DeviceTable:
         answers = tuple(
@@ -219,9 +259,3 @@ def _states(
 def _sketch_bytes(states: Sequence[DeviceTable]) -> int:
     """Bytes of the sketches of quantiles in states."""
     return sum(column.nbytes for table in states for column in table.columns if column.type == SKETCH)
-
-
-def _row_bytes(schema: pa.Schema) -> int:
-    """Bytes of a state, with a byte of validity for each part; decimals of any length take eight."""
-    dtypes = [physical_type(field.type) for field in schema]
-    return sum(1 + (8 if dtype is None else dtype.itemsize) for dtype in dtypes)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 from types import ModuleType
 
 import pyarrow as pa
@@ -71,8 +72,15 @@ def device_tables(stream: DeviceStream | Broadcast, xp: ModuleType) -> DeviceStr
     return (table for table in tables if table.rows)
 
 
-def hold(stream: DeviceStream, limit: int) -> tuple[list[DeviceTable], bool]:
+def hold(
+    stream: DeviceStream, limit: int, size_of: Callable[[DeviceTable], int] = attrgetter("nbytes")
+) -> tuple[list[DeviceTable], bool]:
     """Take tables from a stream until they are more than a limit of bytes.
+
+    Args:
+        stream: of tables.
+        limit: bytes.
+        size_of: what a table counts.
 
     Returns:
         The tables, and whether these are all.
@@ -81,7 +89,7 @@ def hold(stream: DeviceStream, limit: int) -> tuple[list[DeviceTable], bool]:
     size = 0
     for table in stream:
         held.append(table)
-        size += table.nbytes
+        size += size_of(table)
         if size > limit:
             return held, False
     return held, True

@@ -19,6 +19,7 @@ from headwater.ops.aggregate import (
 from headwater.ops.aggregations import aggregation_type
 from headwater.ops.backend import use_backend
 from headwater.ops.device import aggregate as device_aggregate
+from headwater.ops.device import hash_split
 from headwater.ops.device.operators import DeviceKernel, device_kernel
 from headwater.ops.device.table import to_arrow, to_device
 from headwater.ops.kernel import Context
@@ -220,13 +221,37 @@ def test_large_integers_that_fit_are_exact(xp):
     assert found["sum"].to_pylist() == [3 * 2**61 + 1, 7 - 2**62]
 
 
-def test_states_beyond_memory_are_merged_on_the_host(xp, monkeypatch):
-    monkeypatch.setattr(device_aggregate, "_MOST_STATES", 3000)
+@pytest.mark.parametrize("fanout", [16, 2])
+def test_many_states_are_merged_by_parts(fanout, xp, monkeypatch, tmp_path):
+    """A part is split again if need be; all parts together are as if merged at once, and bits are the twin's."""
+    monkeypatch.setattr(device_aggregate, "_MOST_STATES", 9000)
+    monkeypatch.setattr(hash_split, "FANOUT", fanout)
+    monkeypatch.setattr(FinalAggregateKernel, "_spill", None)
     table = random_table(3000, groups=900)
-    asked = [Aggregation("sum", "sum", "i64"), Aggregation("max", "max", "text")]
-    partial, final = kernels(table.schema, ["key"], asked)
-    states = on_device(partial, table, xp)
-    assert_same(on_device(final, states, xp, 100), on_host(final, states))
+    asked = [
+        Aggregation("sum", "sum", "i64"),
+        Aggregation("max", "max", "text"),
+        Aggregation("mean", "mean", "f64"),
+    ]
+    asked += [
+        Aggregation("q", "approx_quantile", "f32", (("q", 0.3),)),
+        Aggregation("first", "first", "word"),
+    ]
+    partial, final = kernels(table.schema, ["key", "word"], asked)
+    parts = [on_device(partial, part, xp) for part in cut(table, 1000)]
+    states = pa.concat_tables(parts)
+    found = on_device(final, states, xp, 100)
+    assert_same(found, on_host(final, states), RTOL)
+    assert_same(on_device(final, states, np, 777), found)
+    operator = device_kernel(final, [states.schema])
+    with use_backend(xp.__name__):
+        stream = operator.run(
+            [iter([to_device(states, xp)])], Context(memory_bytes=9000, spill_root=tmp_path)
+        )
+        next(stream)
+        assert list(tmp_path.iterdir())
+        stream.close()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
