@@ -32,6 +32,8 @@ _SORTED = 8
 FREE = np.int32((1 << 31) - 1)
 #: rows of one block that counts
 TILE = 4096
+#: rows of a thread in kernels that look up, as in the source
+_EACH = 4
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _one_group(rows: int, xp: ModuleType) -> DeviceGroups:
 def _direct(keys: KeyWords, rows: int, xp: ModuleType) -> DeviceGroups:
     word = keys.words[0]
     owners = xp.full(keys.size, FREE, dtype=np.int32)
-    launch(kernel(xp, "grouping", "claim_direct"), rows, (word, np.int32(rows), owners))
+    launch(kernel(xp, "grouping", "claim_direct"), rows, (word, np.int32(rows), owners), each=_EACH)
     if _SORTED * keys.size > max(rows, _SORTED * _SLOTS):
         return _numbered(owners, None, word, rows, xp)
     order = xp.argsort(owners)
@@ -144,7 +146,7 @@ def _direct(keys: KeyWords, rows: int, xp: ModuleType) -> DeviceGroups:
     numbers = xp.empty(keys.size, dtype=np.int32)
     numbers[order] = xp.arange(keys.size, dtype=np.int32)
     codes = xp.empty(rows, dtype=np.int32)
-    launch(kernel(xp, "grouping", "look_up"), rows, (word, numbers, np.int32(rows), codes))
+    launch(kernel(xp, "grouping", "look_up"), rows, (word, numbers, np.int32(rows), codes), each=_EACH)
     return DeviceGroups(codes, count, owners[order[:count]].astype(np.int64), xp)
 
 
@@ -162,9 +164,11 @@ def _numbered(owners: Array, slots: Array | None, words: Array, rows: int, xp: M
     codes, marks = xp.empty(rows, dtype=np.int32), xp.empty(rows, dtype=np.int32)
     places = owners if slots is None else slots  # which the kernel doesn't read then
     args = (owners, places, words, np.int32(slots is None), np.int32(rows), codes, marks)
-    launch(kernel(xp, "grouping", "find_firsts"), rows, args)
+    launch(kernel(xp, "grouping", "find_firsts"), rows, args, each=_EACH)
     running = xp.cumsum(marks, dtype=np.int32)
     count = int(running[-1])
     first_rows = xp.empty(count, dtype=np.int64)
-    launch(kernel(xp, "grouping", "number_rows"), rows, (running, np.int32(rows), codes, first_rows))
+    launch(
+        kernel(xp, "grouping", "number_rows"), rows, (running, np.int32(rows), codes, first_rows), each=_EACH
+    )
     return DeviceGroups(codes, count, first_rows, xp)
