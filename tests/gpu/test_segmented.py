@@ -67,7 +67,7 @@ def test_sums_of_what_is_no_number(count, xp):
 @pytest.mark.parametrize(
     "dtype", ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 )
-@pytest.mark.parametrize(("rows", "count"), [(1, 1), (4097, 1), (6000, 300), (5000, 1500)])
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (4097, 1), (9000, 16), (6000, 300), (5000, 1500)])
 def test_integers(rows, count, dtype, xp):
     codes = spread_codes(rows, count)
     if dtype == "bool":
