@@ -1,9 +1,9 @@
-"""Quantiles: approximate ones of each group, from counts of values by sign, exponent and leading bits of the mantissa.
+"""Quantiles: approximate ones of each group, from counts of values that are rounded to a few bits of the mantissa.
 
-A bucket holds the numbers that share these, so it is as wide as a fixed fraction of its values; counts of parts add up
-to those of the whole, in any order and exactly. A state is a list of the buckets that have rows, ascending, with how
-many, beside the exact extremes: as small as the number of distinct buckets, which is at most that of the rows, and
-`most_buckets` of the accuracy.
+A bucket holds the numbers that round to the same one, so it is as wide as a fixed fraction of its values, and those of
+few bits, as small integers, are exact. Counts of parts add up to those of the whole, in any order and exactly. A state
+is a list of the buckets that have rows, ascending, with how many, beside the exact extremes: as small as the number of
+distinct buckets, which is at most that of the rows, and `most_buckets` of the accuracy.
 
 Source: Masson, Rim, Lee 2019, "DDSketch: a fast and fully-mergeable quantile sketch with relative-error guarantees",
 section 2, with buckets that are even between powers of two in place of logarithmic ones, as in Tene's HdrHistogram.
@@ -70,7 +70,7 @@ def check_accuracy(accuracy: Any) -> None:
 
 
 def mantissa_bits(options: dict[str, Any]) -> int:
-    """Return how many bits of the mantissa tell buckets apart, so that half a bucket is within the accuracy.
+    """Return to how many bits of the mantissa values are rounded, so that half a bucket is within the accuracy.
 
     Example:
         >>> mantissa_bits({}), mantissa_bits({"accuracy": 0.001})
@@ -153,8 +153,8 @@ def quantiles(state: State, options: dict[str, Any]) -> pa.Array:
 def bucket_numbers(values: np.ndarray, bits: int) -> np.ndarray:
     """Return the bucket of each number; buckets ascend as their values do.
 
-    Bucket 0 has zero and what is nearest to it, those of negative numbers are negative, infinities and NaN have the
-    outermost ones, NaN above all.
+    Bucket 0 has zero and what rounds to it, those of negative numbers are negative, infinities and NaN have the
+    outermost ones, NaN above all. No finite number rounds to an infinite one.
 
     Args:
         values: shape (n,), numbers; as float64 they have their buckets.
@@ -164,33 +164,31 @@ def bucket_numbers(values: np.ndarray, bits: int) -> np.ndarray:
         Shape (n,), dtype int32.
 
     Example:
-        >>> bucket_numbers(np.array([-1.0, -0.0, 1.0, 1.25, 2.0]), 2).tolist()
+        >>> bucket_numbers(np.array([-1.0, -0.0, 1.0, 1.3, 1.9]), 2).tolist()
         [-4092, 0, 4092, 4093, 4096]
     """
     words = values.astype(np.float64, copy=False).view(np.int64)
     magnitudes = words & _MAGNITUDE
-    buckets = (magnitudes >> (_MANTISSA - bits)).astype(np.int32)
-    np.negative(buckets, out=buckets, where=words < 0)
-    strange = magnitudes > _INFINITE
+    infinite, shift = 0x7FF << bits, _MANTISSA - bits
+    buckets = ((magnitudes + (1 << (shift - 1))) >> shift).astype(np.int32)
+    np.minimum(buckets, infinite - 1, out=buckets)
+    strange = magnitudes >= _INFINITE
     if strange.any():
-        buckets[strange] = (0x7FF << bits) + 1
+        buckets[strange] = infinite + (magnitudes[strange] > _INFINITE)
+    np.negative(buckets, out=buckets, where=(words < 0) & (buckets <= infinite))
     return buckets
 
 
-def middles(buckets: Array, bits: int, xp: ModuleType) -> Array:
-    """Return the number in the middle of each bucket: at most a relative 2**-(bits + 1) from any of it.
+def centres(buckets: Array, bits: int, xp: ModuleType) -> Array:
+    """Return the number that those of each bucket round to: at most a relative 2**-(bits + 1) from any of them.
 
-    Those below 2**-1022 are even there, so the error is at most 2**-(1022 + bits).
+    Below 2**-1022 buckets are evenly wide, so that the error is at most 2**-(1023 + bits).
 
     Returns:
         Shape (n,), float64: 0 of bucket 0, infinities and NaN of theirs.
     """
-    magnitudes = xp.abs(buckets).astype(np.int64)
-    shift = _MANTISSA - bits
-    words = (magnitudes << shift) + (1 << (shift - 1))
-    words = xp.where(magnitudes == 0, 0, words)
-    words = xp.where(magnitudes == 0x7FF << bits, _INFINITE, words)
-    found = words.view(np.float64)
+    words = xp.abs(buckets).astype(np.int64) << (_MANTISSA - bits)
+    found = xp.where(words > _INFINITE, np.nan, words.view(np.float64))
     return xp.where(buckets < 0, -found, found)
 
 
@@ -230,17 +228,16 @@ def pick(
     last = running[starts[1:]] - before - 1
     rank = xp.floor(last * q).astype(np.int64)
     places = xp.searchsorted(running[1:], before + rank, side="right")
-    found = middles(buckets[xp.minimum(places, len(buckets) - 1)], bits, xp)
+    found = centres(buckets[xp.minimum(places, len(buckets) - 1)], bits, xp)
     answers = _within(found, low, high, xp)
     answers = xp.where(rank == last, high, xp.where(rank == 0, low, answers))
     return xp.where(last < 0, low.dtype.type(0), answers)
 
 
 def _within(found: Array, low: Array, high: Array, xp: ModuleType) -> Array:
-    """Numbers as the dtype of the extremes, and not beyond them; what integers a bucket has begin where it does."""
+    """Numbers as the dtype of the extremes, and not beyond them; buckets of integers have integers as centres."""
     below, above = found <= low.astype(np.float64), found >= high.astype(np.float64)
-    whole = low.dtype.kind in "iu"
-    inside = xp.where(below | above, 0.0, xp.trunc(found) if whole else found).astype(low.dtype)
+    inside = xp.where(below | above, 0.0, found).astype(low.dtype)
     return xp.where(below, low, xp.where(above, high, inside))
 
 

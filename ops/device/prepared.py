@@ -19,7 +19,7 @@ from ..expressions.call import call
 from ..expressions.expr import Column, Expr, Literal
 from ..expressions.functions import when
 from ..expressions.types import Value
-from ..prep import Bucketize, Impute, MinMax, OneHot, Ordinal, Standardize, Step
+from ..prep import Bucketize, Impute, MinMax, OneHot, Ordinal, RobustScale, Standardize, Step
 from ..prep.step import float_type
 from .column import physical_type
 from .fused.emitter import Emitter, Term
@@ -122,7 +122,8 @@ def unprepared(step: object, field: pa.Field) -> str | None:
         return f"{step.__class__.__name__} has no kernel there"
     if physical_type(type) is None:
         return f"the column {field.name!r} of {type} has no form there"
-    numeric = isinstance(step, Standardize | MinMax | Bucketize) or options.get("strategy") == "mean"
+    imputed = isinstance(step, Impute) and options["strategy"] in ("mean", "median")
+    numeric = imputed or isinstance(step, Standardize | MinMax | RobustScale | Bucketize)
     if numeric and pa.types.is_decimal(type):
         return f"{step}: decimals become floats on the host"
     if isinstance(step, OneHot) and options["categories"] is None:
@@ -184,7 +185,7 @@ def _bucketized(step: Step, field: pa.Field, prepared: Any) -> Prepared:
 def _imputed(step: Impute, field: pa.Field, prepared: Any) -> Prepared:
     column = Column(field.name)
     absent = _absent(column, field.type)
-    type = float_type(field.type) if step.options["strategy"] == "mean" else field.type
+    type = float_type(field.type) if step.options["strategy"] in ("mean", "median") else field.type
     filled: Expr = column if type == field.type else column.cast(type)
     checks = []
     try:
@@ -232,6 +233,7 @@ def _ordinal(step: Ordinal, field: pa.Field, prepared: Any) -> Prepared:
 _FORMS: dict[type, Callable[..., Prepared]] = {
     Standardize: _scaled,
     MinMax: _scaled,
+    RobustScale: _scaled,
     Bucketize: _bucketized,
     Impute: _imputed,
     OneHot: _one_hot,

@@ -54,8 +54,8 @@ class Aggregations:
 
         That of rank floor(q * (n - 1)) of n values in order, as NumPy's quantile with ``method="lower"``; NaN is the
         largest number. It has the column's type (float64 for decimals) and lies between the smallest and the largest
-        value; these are exact, as are zero and integers below 1 / accuracy. Numbers below 2.2e-308 may be off by
-        4.5e-308 times the accuracy. The rows' order, partitions and devices make no difference.
+        value; these are exact, as are integers up to 1 / accuracy. Numbers below 2.3e-308 may be off by 2.3e-308 times
+        the accuracy. The rows' order, partitions and devices make no difference.
 
         A group takes 12 bytes for each bucket of values it has: about 640 buckets where its values span a factor of
         1000, at most 262,018; both double with each halving of the accuracy.

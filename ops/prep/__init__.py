@@ -6,7 +6,7 @@ from .bucketize import Bucketize
 from .encode import OneHot, Ordinal
 from .fit import FittedNodes
 from .impute import Impute
-from .scale import MinMax, Standardize
+from .scale import MinMax, RobustScale, Standardize
 from .step import Chain, Step
 from .store import dump, load_text
 
@@ -18,6 +18,7 @@ __all__ = [
     "MinMax",
     "OneHot",
     "Ordinal",
+    "RobustScale",
     "Standardize",
     "Step",
     "dump",

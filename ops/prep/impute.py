@@ -12,18 +12,18 @@ from ...errors import HeadwaterError, ParameterError, TypeMismatchError
 from ..aggregate import Aggregation
 from .categories import Categories
 from .fit import kind_of
-from .step import Step, float_type, is_number, missing, statistic
+from .step import Step, float_type, is_number, missing, quantile, statistic
 
 
 class Impute(Step):
     """Replace nulls, and NaN in floats, by a value learned from the rows or given.
 
-    As scikit-learn's ``SimpleImputer``. There is no median: it can't be merged from the parts of a
-    distributed dataset exactly.
+    As scikit-learn's ``SimpleImputer``; but the median is off by up to a thousandth of itself, as an exact one can't
+    be merged from the parts of a distributed dataset, and of an even number of values it is the lower middle one.
 
     Args:
         columns: the columns to fill.
-        strategy: "mean" (of numbers; integers become float64), "most_frequent" (the smallest of the
+        strategy: "mean" or "median" (of numbers; integers become float64), "most_frequent" (the smallest of the
             commonest values) or "constant".
         fill_value: for "constant": one value, or a dict of column to value.
         indicator: add, after each column ``x``, a boolean column ``x_missing``.
@@ -41,17 +41,12 @@ class Impute(Step):
     def __init__(
         self,
         *columns: str,
-        strategy: Literal["mean", "most_frequent", "constant"] = "mean",
+        strategy: Literal["mean", "median", "most_frequent", "constant"] = "mean",
         fill_value: Any = None,
         indicator: bool = False,
     ):
         super().__init__(columns, strategy=strategy, fill_value=fill_value, indicator=indicator)
-        if strategy == "median":
-            raise ParameterError(
-                "Impute(strategy='median'): an exact median can't be merged from parts. "
-                "Write 'mean' or 'most_frequent'."
-            )
-        self.choice("strategy", ("mean", "most_frequent", "constant"))
+        self.choice("strategy", ("mean", "median", "most_frequent", "constant"))
         if (strategy == "constant") != (fill_value is not None):
             raise ParameterError(
                 f"{self}: strategy='constant' and fill_value go together, as "
@@ -63,12 +58,12 @@ class Impute(Step):
 
     @property
     def takes(self) -> str:  # type: ignore[override]
-        return {"mean": "numbers", "most_frequent": "numbers, strings and dates"}.get(
-            self._strategy, "any type"
-        )
+        if self._numeric:
+            return "numbers"
+        return "numbers, strings and dates" if self._strategy == "most_frequent" else "any type"
 
     def accepts(self, type: pa.DataType) -> bool:
-        if self._strategy == "mean":
+        if self._numeric:
             return is_number(type)
         return self._strategy == "constant" or kind_of(type) is not None
 
@@ -78,13 +73,13 @@ class Impute(Step):
         )
 
     def statistics(self) -> tuple[Aggregation, ...]:
-        return tuple(statistic("mean", name) for name in self.columns) if self._strategy == "mean" else ()
+        return tuple(self._middle(name) for name in self.columns) if self._numeric else ()
 
     def counted(self) -> tuple[str, ...]:
         return self.columns if self._strategy == "most_frequent" else ()
 
     def fields(self, field: pa.Field) -> list[pa.Field]:
-        type = float_type(field.type) if self._strategy == "mean" else field.type
+        type = float_type(field.type) if self._numeric else field.type
         if self._strategy == "constant":
             self._constant(field.name, type)
         indicator = [pa.field(f"{field.name}_missing", pa.bool_())] if self.options["indicator"] else []
@@ -94,7 +89,7 @@ class Impute(Step):
         return {*self.columns, *(f"{name}_missing" for name in self.columns)}
 
     def prepare(self, state: pa.Table) -> Any:
-        if self._strategy == "mean":
+        if self._numeric:
             return state.to_pylist()[0]
         return Categories.of_counts(state) if self._strategy == "most_frequent" else None
 
@@ -102,7 +97,7 @@ class Impute(Step):
         self, name: str, column: pa.ChunkedArray, prepared: Any
     ) -> Sequence[pa.Array | pa.ChunkedArray]:
         absent = missing(column)
-        type = float_type(column.type) if self._strategy == "mean" else column.type
+        type = float_type(column.type) if self._numeric else column.type
         filled = column if column.type == type else column.cast(type, safe=False)
         if pc.any(absent).as_py():
             filled = pc.if_else(absent, self._value(name, type, prepared), filled)
@@ -112,11 +107,19 @@ class Impute(Step):
     def _strategy(self) -> str:
         return self.options["strategy"]
 
+    @property
+    def _numeric(self) -> bool:
+        """Whether what is filled in is computed from numbers."""
+        return self._strategy in ("mean", "median")
+
+    def _middle(self, name: str) -> Aggregation:
+        return statistic("mean", name) if self._strategy == "mean" else quantile(name, 0.5)
+
     def _value(self, name: str, type: pa.DataType, prepared: Any) -> pa.Scalar:
         if self._strategy == "constant":
             return self._constant(name, type)
-        if self._strategy == "mean":
-            value = pa.scalar(prepared[f"mean({name})"], pa.float64()).cast(type)
+        if self._numeric:
+            value = pa.scalar(prepared[self._middle(name).name], pa.float64()).cast(type)
         else:
             value = prepared.most_frequent(name, type, str(self))
         if not value.is_valid:

@@ -1,4 +1,4 @@
-"""Scaling numbers: Standardize to mean 0 and deviation 1, MinMax to a range."""
+"""Scaling numbers: Standardize to mean 0 and deviation 1, MinMax to a range, RobustScale by quantiles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from ...errors import HeadwaterError, ParameterError
 from ..aggregate import Aggregation
 from ..backend import array_namespace, from_arrays, rescale, standardize, to_arrays
-from .step import Step, float_type, missing, numbers, statistic
+from .step import Step, float_type, missing, numbers, quantile, statistic
 
 _KEEP_OR_ERROR = ("keep", "error")
 
@@ -158,3 +158,68 @@ class MinMax(_Scale):
             return scaled.clip(low, high) if self.options["clip"] else scaled
 
         return scale
+
+
+class RobustScale(_Scale):
+    """Shift and scale numbers by quantiles, which few values far out don't change: to median 0 and a range of 1.
+
+    As scikit-learn's ``RobustScaler``, with quantiles that are off by up to a thousandth of themselves, see
+    `approx_quantile`: nulls and NaN are left out of the fit and stay what they are; a column whose two quantiles are
+    equal is only shifted; integers, decimals and booleans become float64.
+
+    Args:
+        columns: columns of numbers.
+        with_median: subtract the median.
+        with_range: divide by the distance of the two quantiles.
+        quantiles: the two, from 0 to 1, the lower one first.
+        nulls: "keep" leaves null and NaN as they are; "error" refuses rows that have them.
+
+    Raises:
+        ParameterError: quantiles that aren't two ascending numbers from 0 to 1.
+
+    Example:
+        >>> import headwater as hw
+        >>> rows = hw.from_arrow({"x": [0, 1, 2, 3, 1000]})
+        >>> hw.prep.RobustScale("x").fit(rows).transform(rows).compute(hw.Session("inline")).to_pydict()
+        {'x': [-1.0, -0.5, 0.0, 0.5, 499.0]}
+    """
+
+    def __init__(
+        self,
+        *columns: str,
+        with_median: bool = True,
+        with_range: bool = True,
+        quantiles: tuple[float, float] = (0.25, 0.75),
+        nulls: Literal["keep", "error"] = "keep",
+    ):
+        quantiles = tuple(quantiles)  # type: ignore[assignment]
+        super().__init__(
+            columns, with_median=with_median, with_range=with_range, quantiles=quantiles, nulls=nulls
+        )
+        self.choice("nulls", _KEEP_OR_ERROR)
+        if len(quantiles) != 2 or not 0 <= quantiles[0] < quantiles[1] <= 1:
+            raise ParameterError(
+                f"RobustScale(quantiles={quantiles!r}): give two ascending numbers from 0 to 1, as (0.25, 0.75)."
+            )
+
+    def statistics(self) -> tuple[Aggregation, ...]:
+        return tuple(
+            dict.fromkeys(
+                quantile(name, q) for name in self.columns for q in (0.5, *self.options["quantiles"])
+            )
+        )
+
+    def prepare(self, state: pa.Table) -> dict[str, Callable[[Any], Any] | None]:
+        values = state.to_pylist()[0]
+        return {name: self._scale(name, values) for name in self.columns}
+
+    def _scale(self, name: str, state: dict[str, Any]) -> Callable[[Any], Any] | None:
+        low, median, high = (
+            state[quantile(name, q).name]
+            for q in (self.options["quantiles"][0], 0.5, self.options["quantiles"][1])
+        )
+        if median is None:
+            return None
+        shift = median if self.options["with_median"] else 0.0
+        scale = ((high - low) or 1.0) if self.options["with_range"] else 1.0
+        return lambda values: standardize(values, shift, scale)

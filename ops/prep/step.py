@@ -222,6 +222,20 @@ class Chain:
     __hash__ = None  # type: ignore[assignment]
 
 
+#: relative error of quantiles that steps are fitted by
+QUANTILE_ACCURACY = 0.001
+
+
+def quantile(column: str, q: float) -> Aggregation:
+    """Name a quantile; all those of a column come from one state.
+
+    Example:
+        >>> quantile("fare", 0.5).name
+        'approx_quantile(fare, accuracy=0.001, q=0.5)'
+    """
+    return statistic("approx_quantile", column, accuracy=QUANTILE_ACCURACY, q=float(q))
+
+
 def statistic(function: str, column: str, **options: Any) -> Aggregation:
     """Name an aggregation by what it is, so that steps that want the same one share it.
 

@@ -17,12 +17,12 @@ from .bucketize import Bucketize
 from .encode import OneHot, Ordinal
 from .fit import state_schema
 from .impute import Impute
-from .scale import MinMax, Standardize
+from .scale import MinMax, RobustScale, Standardize
 from .step import Step
 
 FORMAT, VERSION = "headwater.prep", 1
 _STEPS: dict[str, type[Step]] = {
-    step.__name__: step for step in (Standardize, MinMax, Impute, OneHot, Ordinal, Bucketize)
+    step.__name__: step for step in (Standardize, MinMax, RobustScale, Impute, OneHot, Ordinal, Bucketize)
 }
 #: values that JSON has no form for, by the name they are tagged with
 _TAGGED: dict[str, tuple[type, Any, Any]] = {

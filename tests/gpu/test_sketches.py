@@ -26,7 +26,7 @@ from headwater.planner.options import PlanOptions
 from headwater.session import explain
 
 RNG = np.random.default_rng(11)
-ODD = np.array([0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 5e-324, -5e-324, 1.7e308, -1.0, 2.0**-1022])
+ODD = np.array([0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 5e-324, -5e-324, 1.797e308, -1.797e308, -1.0, 2.0**-1022])
 VALUES = {
     "floats": np.concatenate(
         [RNG.standard_cauchy(3000), ODD, RNG.integers(0, 1 << 64, 999, np.uint64).view(float)]

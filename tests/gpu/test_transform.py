@@ -17,7 +17,7 @@ from headwater.ops.device.operators import device_kernel
 from headwater.ops.device.table import to_arrow, to_device
 from headwater.ops.device.transform import DeviceTransform
 from headwater.ops.kernel import Broadcast, Context
-from headwater.ops.prep import Bucketize, Impute, MinMax, OneHot, Ordinal, Standardize, Step
+from headwater.ops.prep import Bucketize, Impute, MinMax, OneHot, Ordinal, RobustScale, Standardize, Step
 from headwater.ops.transform import TransformKernel
 
 RANDOM = np.random.default_rng(8)
@@ -47,11 +47,14 @@ STEPS = [
     Standardize("n", "x", "f", "b"),
     Standardize("empty", "n", with_std=False, ddof=1),
     MinMax("n", "x", "f", "b", range=(-1, 3), clip=True),
+    RobustScale("n", "x", "f", "b", "empty"),
     Bucketize("n", "x", "f", boundaries=[-2, 0, 0.5, 3]),
+    Bucketize("x", "n", bins=4, strategy="quantile", nulls="category"),
     Bucketize("x", bins=7, nulls="category"),
     Bucketize("n", "f", boundaries=[0], labels=["low", "high"]),
     Bucketize("x", boundaries=[0, 1], labels=["in", "out", "in", "none"], nulls="category"),
     Impute("n", "x", "f", "b", indicator=True),
+    Impute("n", "x", "f", strategy="median"),
     Impute("n", "s", "d", "b", "x", strategy="most_frequent"),
     Impute("s", "dec", strategy="constant", fill_value={"s": "?", "dec": 7}, indicator=True),
     OneHot("s", "n", categories={"s": ["c", "a"], "n": [3, -5, 0]}, unseen="other", nulls="category"),

@@ -1,6 +1,7 @@
 """Preparation steps against scikit-learn, fitted by the plan they declare, run here by pandas."""
 
 import datetime as dt
+import warnings
 from decimal import Decimal
 
 import numpy as np
@@ -13,11 +14,14 @@ from sklearn.preprocessing import (
     MinMaxScaler,
     OneHotEncoder,
     OrdinalEncoder,
+    RobustScaler,
     StandardScaler,
 )
 
 from headwater.errors import ColumnNotFoundError, HeadwaterError, ParameterError, TypeMismatchError
-from headwater.ops.prep import Bucketize, Impute, MinMax, OneHot, Ordinal, Standardize
+from headwater.ops.aggregations import AGGREGATIONS
+from headwater.ops.grouping import Groups
+from headwater.ops.prep import Bucketize, Impute, MinMax, OneHot, Ordinal, RobustScale, Standardize
 from headwater.ops.prep.fit import COUNTS, CountValues, state_schema
 
 RNG = np.random.default_rng(0)
@@ -25,7 +29,7 @@ NAN = float("nan")
 
 
 def state_of(step, table):
-    """The state of a step, by pandas."""
+    """The state of a step, by pandas; quantiles are our own."""
     if step.counted():
         counts = CountValues(step.counted())(table).to_pandas()
         counts = counts.groupby(["column", "kind", "value"], as_index=False)["count"].sum()
@@ -35,7 +39,12 @@ def state_of(step, table):
         values = pd.Series(
             [None if v is None else float(v) for v in table[a.column].to_pylist()], dtype=float
         )
-        value = getattr(values, a.function)(**dict(a.options))
+        if a.function == "approx_quantile":
+            record, known = AGGREGATIONS[a.function], pa.array(values.dropna(), pa.float64())
+            state = record.partial(Groups(np.zeros(len(known), int), 1), known, dict(a.options))
+            value = record.finish(state, dict(a.options))[0].as_py()
+        else:
+            value = getattr(values, a.function)(**dict(a.options))
         row[a.name] = None if pd.isna(value) else value
     return pa.Table.from_pylist([row] if row else [], schema=state_schema(step))
 
@@ -87,6 +96,24 @@ def test_scaling_is_scikit_learns(name, step, oracle):
     assert result["x"].null_count == table["x"].null_count
 
 
+@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("quantiles", [(0.25, 0.75), (0.0, 0.9)])
+def test_robust_scaling_is_scikit_learns_but_for_the_accuracy_of_quantiles(name, quantiles):
+    table = pa.table({"x": COLUMNS[name]})
+    values = numbers(table, "x")
+    known = np.sort(values[~np.isnan(values)])
+    step = RobustScale("x", quantiles=quantiles)
+    result = numbers(prepared(step, table), "x")
+    low, middle, high = np.quantile(known, [quantiles[0], 0.5, quantiles[1]], method="lower")
+    width = (high - low) or 1.0
+    slack = 0.002 * np.abs(known).max() / width * (1 + np.abs(values - middle) / width) + 1e-12
+    assert (np.abs(result - (values - middle) / width) <= slack)[~np.isnan(values)].all()
+    assert np.isnan(result).tolist() == np.isnan(values).tolist()
+    oracle = RobustScaler(quantile_range=(100 * quantiles[0], 100 * quantiles[1]))
+    if low == high:
+        np.testing.assert_allclose(result, oracle.fit_transform(values[:, None])[:, 0], atol=1e-12)
+
+
 def test_standardize_by_the_samples_deviation():
     table = pa.table({"x": [1.0, 2.0, 4.0]})
     x = np.array([1.0, 2.0, 4.0])
@@ -125,6 +152,18 @@ def test_impute_is_scikit_learns(name, options, oracle):
     result = prepared(Impute("x", **options), table)
     np.testing.assert_allclose(numbers(result, "x"), expected, rtol=1e-12)
     assert result["x"].null_count == 0
+
+
+@pytest.mark.parametrize("name", ["missing", "with NaN", "integers", "decimals", "booleans"])
+def test_impute_by_the_median(name):
+    column = pa.concat_arrays([COLUMNS[name].slice(0, 41), pa.nulls(3, COLUMNS[name].type)])
+    table = pa.table({"x": column})
+    values = numbers(table, "x")
+    result = numbers(prepared(Impute("x", strategy="median"), table), "x")
+    absent = np.isnan(values)
+    median = np.quantile(values[~absent], 0.5, method="lower")
+    np.testing.assert_allclose(result[absent], median, rtol=0.001)
+    assert (result[~absent] == values[~absent]).all()
 
 
 @pytest.mark.parametrize(
@@ -233,6 +272,22 @@ def test_bins_are_scikit_learns(name, bins):
     np.testing.assert_array_equal(prepared(Bucketize("x", bins=bins), half, table)["x"].to_numpy(), expected)
 
 
+@pytest.mark.parametrize("bins", [1, 2, 5])
+def test_bins_by_quantiles_have_as_many_rows_each(bins):
+    table = pa.table({"x": np.random.default_rng(3).lognormal(0, 2, 5000)})
+    found = prepared(Bucketize("x", bins=bins, strategy="quantile"), table)["x"].to_numpy()
+    np.testing.assert_allclose(np.bincount(found, minlength=bins), 5000 / bins, rtol=0.02)
+    few = pa.table({"x": [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 9.0]})
+    oracle = KBinsDiscretizer(4, encode="ordinal", strategy="quantile", quantile_method="linear")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bins that are too narrow
+        expected = oracle.fit_transform(numbers(few, "x")[:, None])[:, 0]
+    step = Bucketize("x", bins=4, strategy="quantile", nulls="category", labels=list("abcdn"))
+    more = pa.concat_tables([few, pa.table({"x": pa.array([None, 0.0, 99.0], pa.float64())})])
+    places = [*expected.astype(int), 4, 0, int(expected.max())]
+    assert prepared(step, few, more)["x"].to_pylist() == ["abcdn"[place] for place in places]
+
+
 def test_boundaries_are_those_of_digitize():
     table = pa.table({"x": [-5.0, 0.0, 0.5, 1.0, 7.0, float("inf"), None, NAN]})
     result = prepared(Bucketize("x", boundaries=[0, 1]), table)["x"]
@@ -252,6 +307,9 @@ EVERY = [
     MinMax("x"),
     Impute("x"),
     Impute("x", strategy="most_frequent"),
+    Impute("x", strategy="median"),
+    RobustScale("x"),
+    Bucketize("x", bins=3, strategy="quantile"),
     OneHot("x", nulls="ignore"),
     OneHot("x", categories={"x": [1.0]}, unseen="ignore", nulls="ignore"),
     Ordinal("x"),
@@ -310,7 +368,10 @@ def test_unknown_columns_are_named_with_near_ones():
         (lambda: Standardize("x", ddof=-1), "ddof"),
         (lambda: Standardize("x", nulls="kep"), "Did you mean 'keep'"),
         (lambda: MinMax("x", range=(1, 1)), "low below high"),
-        (lambda: Impute("x", strategy="median"), "median can't be merged"),
+        (lambda: Impute("x", strategy="middle"), "median"),
+        (lambda: RobustScale("x", quantiles=(0.5, 0.5)), "two ascending numbers"),
+        (lambda: RobustScale("x", quantiles=(0.5, 75)), "two ascending numbers"),
+        (lambda: Bucketize("x", bins=2, strategy="even"), "uniform"),
         (lambda: Impute("x", strategy="constant"), "fill_value go together"),
         (lambda: Impute("x", fill_value=1), "fill_value go together"),
         (lambda: Impute("x", strategy="constant", fill_value={"y": 1}), "lacks 'x'"),

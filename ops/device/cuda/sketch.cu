@@ -12,8 +12,8 @@
 // build: -DKEY=u64 -DWEIGHTED=0
 // build: -DKEY=u32 -DWEIGHTED=1
 //
-// Buckets of quantiles: the sign, the exponent and the leading bits of the mantissa, and counts of rows by group and
-// bucket. All of it is of integers, so the order of threads makes no difference.
+// Buckets of quantiles, which are values rounded to a few bits of the mantissa, and counts of rows by group and bucket.
+// All of it is of integers, so the order of threads makes no difference.
 typedef signed char i8;
 typedef unsigned char u8;
 typedef short i16;
@@ -42,6 +42,7 @@ typedef double f64;
 extern "C" __global__ void number_buckets(const T *__restrict__ values, const bool *__restrict__ valid,
                                           const int nullable, const i64 rows, const int bits,
                                           int *__restrict__ buckets, int *__restrict__ range) {
+    const int shift = 52 - bits, infinite = 0x7ff << bits;
     int least = 2147483647, greatest = NONE;
     i64 row = (i64)blockIdx.x * blockDim.x * EACH + threadIdx.x;
     for (int turn = 0; turn < EACH && row < rows; ++turn, row += blockDim.x) {
@@ -49,9 +50,13 @@ extern "C" __global__ void number_buckets(const T *__restrict__ values, const bo
         if (!nullable || valid[row]) {
             i64 word = __double_as_longlong((double)values[row]);
             i64 magnitude = word & 0x7fffffffffffffffLL;
-            bucket = (int)(magnitude >> (52 - bits));
-            if (word < 0) bucket = -bucket;
-            if (magnitude > 0x7ff0000000000000LL) bucket = (0x7ff << bits) + 1;
+            if (magnitude > 0x7ff0000000000000LL) {
+                bucket = infinite + 1;
+            } else {
+                bucket = (int)((magnitude + (1LL << (shift - 1))) >> shift);
+                if (bucket >= infinite && magnitude < 0x7ff0000000000000LL) bucket = infinite - 1;
+                if (word < 0) bucket = -bucket;
+            }
             least = bucket < least ? bucket : least;
             greatest = bucket > greatest ? bucket : greatest;
         }
