@@ -75,6 +75,7 @@ def optimizer_step(
         REAL="float" if params.dtype == np.float32 else "double",
         LANES=width,
         LAST=last.name,
+        SLOTS=len(slots),
         **macros,
     )
     single = [change.numbers[0] for change in changes] + [0.0] * (MOST_CHANGES - len(changes))
@@ -86,7 +87,6 @@ def optimizer_step(
         slots[0] if slots else params,
         slots[1] if len(slots) > 1 else params,
         params if kept is None else kept,
-        np.int32(len(slots)),
         np.int32(moves),
         np.int32(kept is not None),
         np.int64(params.size),

@@ -1,22 +1,22 @@
-// build: -DREAL=float -DLANES=4 -DLAST=DESCENT
-// build: -DREAL=float -DLANES=4 -DLAST=MOMENTUM
-// build: -DREAL=float -DLANES=4 -DLAST=NESTEROV
-// build: -DREAL=float -DLANES=4 -DLAST=ADAGRAD
-// build: -DREAL=float -DLANES=4 -DLAST=ADAM
-// build: -DREAL=float -DLANES=4 -DLAST=LION
-// build: -DREAL=float -DLANES=4 -DLAST=DIRECTION
-// build: -DREAL=float -DLANES=1 -DLAST=ADAM
-// build: -DREAL=float -DLANES=4 -DFIRST=DECAY -DLAST=ADAM
-// build: -DREAL=float -DLANES=4 -DFIRST=DECAY -DLAST=LION
-// build: -DREAL=float -DLANES=4 -DFIRST=ADD_PARAMS -DLAST=DESCENT
-// build: -DREAL=float -DLANES=4 -DFIRST=SCALE -DSECOND=CLIP -DTHIRD=ADD_PARAMS -DLAST=ADAM
-// build: -DREAL=double -DLANES=2 -DLAST=DESCENT
-// build: -DREAL=double -DLANES=2 -DLAST=ADAM
-// build: -DREAL=double -DLANES=1 -DFIRST=SCALE -DLAST=DIRECTION
+// build: -DREAL=float -DLANES=4 -DLAST=DESCENT -DSLOTS=0
+// build: -DREAL=float -DLANES=4 -DLAST=MOMENTUM -DSLOTS=1
+// build: -DREAL=float -DLANES=4 -DLAST=NESTEROV -DSLOTS=1
+// build: -DREAL=float -DLANES=4 -DLAST=ADAGRAD -DSLOTS=1
+// build: -DREAL=float -DLANES=4 -DLAST=ADAM -DSLOTS=2
+// build: -DREAL=float -DLANES=4 -DLAST=LION -DSLOTS=1
+// build: -DREAL=float -DLANES=4 -DLAST=DIRECTION -DSLOTS=2
+// build: -DREAL=float -DLANES=1 -DLAST=ADAM -DSLOTS=2
+// build: -DREAL=float -DLANES=4 -DFIRST=DECAY -DLAST=ADAM -DSLOTS=2
+// build: -DREAL=float -DLANES=4 -DFIRST=DECAY -DLAST=LION -DSLOTS=1
+// build: -DREAL=float -DLANES=4 -DFIRST=ADD_PARAMS -DLAST=DESCENT -DSLOTS=0
+// build: -DREAL=float -DLANES=4 -DFIRST=SCALE -DSECOND=CLIP -DTHIRD=ADD_PARAMS -DLAST=ADAM -DSLOTS=2
+// build: -DREAL=double -DLANES=2 -DLAST=DESCENT -DSLOTS=0
+// build: -DREAL=double -DLANES=2 -DLAST=ADAM -DSLOTS=2
+// build: -DREAL=double -DLANES=1 -DFIRST=SCALE -DLAST=DIRECTION -DSLOTS=2
 //
 // One step of an optimizer on each element: up to three changes before (FIRST, SECOND, THIRD, with one number each: a,
-// b, c), then the step itself (LAST, with numbers n0 to n4 and state arrays s and t). Each is written operation by
-// operation as its part in ops/optim, in the type of the parameters; nothing is contracted, so bits are NumPy's.
+// b, c), then the step itself (LAST, with numbers n0 to n4 and SLOTS state arrays s and t). Each is written operation
+// by operation as its part in ops/optim, in the type of the parameters; nothing is contracted, so bits are NumPy's.
 // Other combinations than those above are compiled when a chain asks for them.
 
 typedef REAL T;
@@ -60,15 +60,16 @@ __device__ __forceinline__ double root(double x) { return sqrt(x); }
 struct __align__(sizeof(T) * LANES) Pack { T v[LANES]; };
 
 // params, s and t are changed in place; kept gets the gradient as it was left, where that is wanted. Arrays that a
-// step doesn't have aren't touched: slots says how many there are; moves, whether params change.
+// step doesn't have aren't touched: SLOTS says how many there are, so that all loads come first; moves, whether params
+// change.
 extern "C" __global__ void optimizer_step(T *params, const T *grads, T *first_slot, T *second_slot, T *kept,
-                                          int slots, int moves, int keep, long long n, T a, T b, T c, T n0, T n1,
+                                          int moves, int keep, long long n, T a, T b, T c, T n0, T n1,
                                           T n2, T n3, T n4) {
     long long begin = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * LANES;
     if (begin + LANES <= n) {
         Pack param = *(const Pack *)(params + begin), grad = *(const Pack *)(grads + begin), one, two;
-        if (slots > 0) one = *(const Pack *)(first_slot + begin);
-        if (slots > 1) two = *(const Pack *)(second_slot + begin);
+        if (SLOTS > 0) one = *(const Pack *)(first_slot + begin);
+        if (SLOTS > 1) two = *(const Pack *)(second_slot + begin);
 #pragma unroll
         for (int i = 0; i < LANES; ++i) {
             T p = param.v[i], g = grad.v[i], s = one.v[i], t = two.v[i];
@@ -78,17 +79,17 @@ extern "C" __global__ void optimizer_step(T *params, const T *grads, T *first_sl
         }
         if (moves) *(Pack *)(params + begin) = param;
         if (keep) *(Pack *)(kept + begin) = grad;
-        if (slots > 0) *(Pack *)(first_slot + begin) = one;
-        if (slots > 1) *(Pack *)(second_slot + begin) = two;
+        if (SLOTS > 0) *(Pack *)(first_slot + begin) = one;
+        if (SLOTS > 1) *(Pack *)(second_slot + begin) = two;
         return;
     }
     for (long long at = begin; at < n; ++at) {
-        T p = params[at], g = grads[at], s = slots > 0 ? first_slot[at] : T(0), t = slots > 1 ? second_slot[at] : T(0);
+        T p = params[at], g = grads[at], s = SLOTS > 0 ? first_slot[at] : T(0), t = SLOTS > 1 ? second_slot[at] : T(0);
         FIRST(a) SECOND(b) THIRD(c)
         { LAST }
         if (moves) params[at] = p;
         if (keep) kept[at] = g;
-        if (slots > 0) first_slot[at] = s;
-        if (slots > 1) second_slot[at] = t;
+        if (SLOTS > 0) first_slot[at] = s;
+        if (SLOTS > 1) second_slot[at] = t;
     }
 }
