@@ -28,7 +28,8 @@ _BATCH_ROWS = 16_384
 class SpillFile:
     """Tables appended to an Arrow IPC file in small batches, then read back.
 
-    Reading is by plain reads, not by memory map: mapped pages would count as the worker's memory.
+    Reading is by plain reads, not by memory map: mapped pages would count as the worker's memory. A file has room for
+    one dictionary a column, but tables bring one each, so values that are encoded by a dictionary are written as such.
 
     Args:
         path: of the file, which must not exist.
@@ -42,7 +43,8 @@ class SpillFile:
         self.bytes = 0
         self._ends: list[int] = []
         self._context = context
-        self._writer = pa.ipc.new_file(str(path), schema)
+        self._stored = _decoded(schema)
+        self._writer = pa.ipc.new_file(str(path), self._stored)
 
     @property
     def rows(self) -> int:
@@ -56,7 +58,7 @@ class SpillFile:
             DiskFullError: no space is left.
         """
         try:
-            for batch in table.to_batches(_BATCH_ROWS):
+            for batch in _cast(table, self._stored).to_batches(_BATCH_ROWS):
                 self._writer.write_batch(batch)
                 self._ends.append(self.rows + batch.num_rows)
         except OSError as error:
@@ -81,10 +83,11 @@ class SpillFile:
         options = pa.ipc.IpcReadOptions(included_fields=kept, use_threads=False)
         with pa.OSFile(str(self.path)) as source:
             reader = pa.ipc.open_file(source, options=options)
+            schema = pa.schema([self.schema.field(name) for name in reader.schema.names])
             for index in range(reader.num_record_batches):
-                yield pa.Table.from_batches([reader.get_batch(index)])
+                yield _cast(pa.Table.from_batches([reader.get_batch(index)]), schema)
             if not self.rows:
-                yield reader.schema.empty_table()
+                yield schema.empty_table()
 
     def slice(self, start: int, stop: int) -> pa.Table:
         """Return the rows from ``start`` up to ``stop``."""
@@ -95,7 +98,7 @@ class SpillFile:
         with pa.OSFile(str(self.path)) as source:
             reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(use_threads=False))
             batches = [reader.get_batch(index) for index in range(first, last + 1)]
-        return pa.Table.from_batches(batches).slice(start - before, stop - start)
+        return _cast(pa.Table.from_batches(batches).slice(start - before, stop - start), self.schema)
 
     def table(self) -> pa.Table:
         """Return all rows."""
@@ -185,3 +188,16 @@ def hash_parts(
         for f in files:
             if f is not None:
                 f.delete()
+
+
+def _decoded(schema: pa.Schema) -> pa.Schema:
+    """The schema with values in place of dictionaries' codes."""
+    for place, field in enumerate(schema):
+        if pa.types.is_dictionary(field.type):
+            schema = schema.set(place, field.with_type(field.type.value_type))
+    return schema
+
+
+def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table in a schema that may differ in what is encoded by dictionaries."""
+    return table if table.schema.equals(schema) else table.cast(schema)
