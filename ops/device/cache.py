@@ -168,6 +168,11 @@ class DeviceCache:
         found = block.between(first, last)
         return found if sum(table.rows for table in found) == rows else None
 
+    def size(self, key: BlockKey) -> int:
+        """Bytes of a block; 0 if it isn't here."""
+        with self._lock:
+            return self._blocks[key].bytes if key in self._blocks else 0
+
     def holds(self, run: str, stage: int) -> bool:
         """Whether there is any block of a stage."""
         with self._lock:

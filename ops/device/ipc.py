@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..backend import Array
-from .column import DeviceColumn, has_dictionary, physical_type
+from .column import DeviceColumn, physical_type
 from .memory import is_out_of_memory
 from .modules import on_device
 from .table import DeviceTable
@@ -97,9 +97,57 @@ def share(groups: Sequence[Sequence[DeviceTable]], schema: pa.Schema, xp: Module
     return Shared(schema.serialize().to_pybytes(), tuple(exporter.handles), dictionaries, shared)
 
 
+class Mapped:
+    """Allocations of another process that this one has mapped; those that others here have mapped too, only once.
+
+    Args:
+        handles: of the allocations.
+        xp: CuPy.
+
+    Attributes:
+        addresses: where they are here.
+
+    Raises:
+        IpcRefusedError: CUDA doesn't map them.
+    """
+
+    def __init__(self, handles: Sequence[bytes], xp: ModuleType):
+        self._xp, self._handles = xp, []
+        self.addresses: list[int] = []
+        xp.cuda.Device().use()
+        try:
+            for handle in handles:
+                with _opening, _refused_by_cuda(xp):
+                    address, users = _open.get(handle) or (xp.cuda.runtime.ipcOpenMemHandle(handle), 0)
+                    _open[handle] = address, users + 1
+                self._handles.append(handle)
+                self.addresses.append(address)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Unmap them. Nothing may read them any more."""
+        self._xp.cuda.Device().use()
+        while self._handles:
+            handle = self._handles.pop()
+            with _opening:
+                address, users = _open.pop(handle)
+                if users > 1:
+                    _open[handle] = address, users - 1
+                    continue
+                with suppress(self._xp.cuda.runtime.CUDARuntimeError):  # the owner has died
+                    self._xp.cuda.runtime.ipcCloseMemHandle(address)
+
+
+#: what this process has mapped of others: by handle the address, and how many use it
+_open: dict[bytes, tuple[int, int]] = {}
+_opening = threading.Lock()
+
+
 def copied(
     shared: Shared, schema: pa.Schema, wanted: Sequence[int], xp: ModuleType
-) -> list[list[DeviceTable]]:
+) -> tuple[list[list[DeviceTable]], Mapped]:
     """Copy another process's tables into memory of this one; all is there when this returns.
 
     Traffic: each array's bytes are read once and written once.
@@ -111,7 +159,9 @@ def copied(
         xp: CuPy.
 
     Returns:
-        The tables of each group that is wanted.
+        The tables of each group that is wanted; and the memory of the other process, still mapped, as mapping takes
+        longer than copying, and the next ones may lie in the same allocations. The caller closes it, before the owner
+        may let go of the tables.
 
     Raises:
         IpcRefusedError: CUDA doesn't map the memory; or the schema is another.
@@ -119,39 +169,48 @@ def copied(
     theirs = pa.ipc.read_schema(pa.py_buffer(shared.schema))
     if theirs.names != schema.names or theirs.types != schema.types:
         raise IpcRefusedError(f"the tables there have other columns:\n{theirs}")
-    dictionaries = [_unpacked(data) for data in shared.dictionaries]
     columns = [column for group in wanted for _, table in shared.groups[group] for column in table]
     arrays = [array for column in columns for array in (column.values, column.valid) if array is not None]
     needed = sorted({array.allocation for array in arrays} - {-1})
-    stream = xp.cuda.get_current_stream()
-    with _mapped([shared.handles[number] for number in needed], xp) as addresses, _refused_by_cuda(xp):
-        places = dict(zip(needed, addresses))
+    mapped = Mapped([shared.handles[number] for number in needed], xp)
+    try:
+        with _refused_by_cuda(xp):
+            copier = _Copier(shared, dict(zip(needed, mapped.addresses)), xp)
+            try:
+                return [[copier.table(t, schema) for t in shared.groups[group]] for group in wanted], mapped
+            finally:
+                copier.stream.synchronize()
+    except BaseException:
+        mapped.close()
+        raise
 
-        def array(there: SharedArray, dtype: np.dtype) -> Array:
-            here = xp.empty(there.length, dtype)
-            if here.nbytes:
-                source = places[there.allocation] + there.offset
-                kind = xp.cuda.runtime.memcpyDeviceToDevice
-                xp.cuda.runtime.memcpyAsync(here.data.ptr, source, here.nbytes, kind, stream.ptr)
-            return here
 
-        def column(there: SharedColumn, type: pa.DataType) -> DeviceColumn:
-            dtype = physical_type(type)
-            assert dtype is not None
-            valid = None if there.valid is None else array(there.valid, np.dtype(bool))
-            dictionary = dictionaries[there.dictionary] if has_dictionary(type) else None
-            return DeviceColumn(type, array(there.values, dtype), valid, dictionary)
+class _Copier:
+    """Makes tables of mapped ones."""
 
-        try:
-            return [
-                [
-                    DeviceTable(tuple(map(column, columns, schema.types)), schema, rows)
-                    for rows, columns in shared.groups[group]
-                ]
-                for group in wanted
-            ]
-        finally:  # before the memory there is unmapped
-            stream.synchronize()
+    def __init__(self, shared: Shared, places: Mapping[int, int], xp: ModuleType):
+        self._xp, self._places = xp, places
+        self._dictionaries = [_unpacked(data) for data in shared.dictionaries]
+        self.stream = xp.cuda.get_current_stream()
+
+    def table(self, there: tuple[int, tuple[SharedColumn, ...]], schema: pa.Schema) -> DeviceTable:
+        rows, columns = there
+        return DeviceTable(tuple(map(self._column, columns, schema.types)), schema, rows)
+
+    def _column(self, there: SharedColumn, type: pa.DataType) -> DeviceColumn:
+        dtype = physical_type(type)
+        assert dtype is not None
+        valid = None if there.valid is None else self._array(there.valid, np.dtype(bool))
+        dictionary = None if there.dictionary < 0 else self._dictionaries[there.dictionary]
+        return DeviceColumn(type, self._array(there.values, dtype), valid, dictionary)
+
+    def _array(self, there: SharedArray, dtype: np.dtype) -> Array:
+        here = self._xp.empty(there.length, dtype)
+        if here.nbytes:
+            source, runtime = self._places[there.allocation] + there.offset, self._xp.cuda.runtime
+            kind = runtime.memcpyDeviceToDevice
+            runtime.memcpyAsync(here.data.ptr, source, here.nbytes, kind, self.stream.ptr)
+        return here
 
 
 class _Exporter:
@@ -190,35 +249,6 @@ class _Exporter:
         if number == len(self.dictionaries):
             self.dictionaries.append(dictionary)
         return number
-
-
-#: what this process has mapped of others: by handle the address, and how many use it
-_open: dict[bytes, tuple[int, int]] = {}
-_opening = threading.Lock()
-
-
-@contextmanager
-def _mapped(handles: Sequence[bytes], xp: ModuleType) -> Iterator[list[int]]:
-    """Map allocations of another process, each once however many threads want it; their addresses here."""
-    runtime, held, addresses = xp.cuda.runtime, [], []
-    xp.cuda.Device().use()
-    try:
-        for handle in handles:
-            with _opening, _refused_by_cuda(xp):
-                address, users = _open.get(handle) or (runtime.ipcOpenMemHandle(handle), 0)
-                _open[handle] = address, users + 1
-            held.append(handle)
-            addresses.append(address)
-        yield addresses
-    finally:
-        for handle in held:
-            with _opening:
-                address, users = _open.pop(handle)
-                if users > 1:
-                    _open[handle] = address, users - 1
-                    continue
-                with suppress(xp.cuda.runtime.CUDARuntimeError):  # the owner has died
-                    runtime.ipcCloseMemHandle(address)
 
 
 @contextmanager

@@ -34,6 +34,8 @@ from .transfer import UNIT_ROWS
 
 #: rows that a block takes, and its threads
 TILE, _THREADS = 4096, 512
+#: arrays that share an allocation begin at multiples of so many bytes
+_ALIGNED = 256
 #: most segments that the kernels have room to count; rows of more are ordered by a sort
 MOST = 1024
 
@@ -99,7 +101,7 @@ def partition_by(
     )
     ends = xp.cumsum(counts, dtype=np.uint32)  # rows are fewer than 2**32
     source = [xp.ascontiguousarray(array) for array in _arrays(table)]
-    target = [xp.empty_like(array) for array in source]
+    target = _room(source, xp)
     if source:
         places = [(one.data.ptr, other.data.ptr, one.dtype.itemsize) for one, other in zip(source, target)]
         columns = xp.asarray(np.array(places, np.uint64))
@@ -208,6 +210,13 @@ def _arrays(table: DeviceTable) -> list[Array]:
     """The values of all columns, then the validity masks there are."""
     values = [column.values for column in table.columns]
     return values + [column.valid for column in table.columns if column.valid is not None]
+
+
+def _room(arrays: Sequence[Array], xp: ModuleType) -> list[Array]:
+    """Room for as much, in one allocation, which another process maps at once; see `ipc`."""
+    starts = np.cumsum([0, *(-(-array.nbytes // _ALIGNED) * _ALIGNED for array in arrays)]).tolist()
+    whole = xp.empty(starts[-1], dtype=np.uint8)
+    return [whole[start : start + array.nbytes].view(array.dtype) for start, array in zip(starts, arrays)]
 
 
 def _with_arrays(table: DeviceTable, arrays: Sequence[Array]) -> DeviceTable:

@@ -1,9 +1,10 @@
 """DeviceBorrowing: rows that other workers of this machine have on their devices, copied from there to this one's.
 
 Each sibling is asked what it has of some segments (see `device_lending`), which it then keeps; they are copied at
-once, and given back. Only what the sibling confirms to have kept until then is used. Whatever else happens, nothing is
-found, and the rows come from the host: a sibling that is silent isn't asked for a while, and one with which CUDA shares
-no memory never again.
+once. Only what the sibling confirms to have kept until then is used. Its memory stays mapped for a moment, since what
+is asked for next lies in the same allocations; then it is unmapped, and the sibling is told. Whatever else happens,
+nothing is found, and the rows come from the host: a sibling that is silent isn't asked for a while, and one with which
+CUDA shares no memory never again.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from ...lineage.owner import this_process
 from ...ops.backend import array_namespace
-from ...ops.device.ipc import IpcRefusedError, Shared, copied
+from ...ops.device.ipc import IpcRefusedError, Mapped, Shared, copied
 from ...ops.device.memory import DeviceMemoryError, retried
 from ...ops.device.table import DeviceTable
 from ..task import CancelledTask, Segment
@@ -37,7 +40,20 @@ _MOST_BYTES = 1 << 30
 #: for an answer; a sibling that takes longer is left alone for a while
 _ANSWER_SECONDS = 5.0
 _SILENT_SECONDS = 30.0
+#: memory that isn't read stays mapped for so long
+_LINGER_SECONDS = 1.0
 _POLL_SECONDS = 0.1
+
+
+@dataclass
+class _Loan:
+    """What a sibling keeps for this process; ``over`` ends it before its time."""
+
+    address: str
+    token: str
+    run: str
+    mapped: Mapped | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class DeviceBorrowing:
@@ -56,17 +72,20 @@ class DeviceBorrowing:
         self._silent: dict[str, float] = {}
         #: (address, run, stage) of which there is nothing
         self._without: set[tuple[str, str, int]] = set()
+        self._loans: dict[str, _Loan] = {}
         self.counts: Counter[str] = Counter()
         self.never: dict[str, str] = {}
 
     def attach(self, peers: Peers, address: str) -> None:
         """From now on, ask by these peers, as the worker of this address."""
+        self._end_loans()
         self._peers, self._address = peers, address
 
     def forget(self, run: str) -> None:
-        """What was learnt of a run's stages is of no use any more."""
+        """End the loans of a run, and forget what was learnt of its stages."""
         with self._lock:
             self._without = {key for key in self._without if key[1] != run}
+        self._end_loans(run)
 
     def borrow(
         self,
@@ -95,17 +114,25 @@ class DeviceBorrowing:
         asked = self._willing(siblings, run, segments[0].stage)
         if self._peers is None or not asked or sum(segment.length for segment in wanted) < LEAST_BYTES:
             return {}
-        tokens = {address: secrets.token_hex(8) for address in asked}
+        loans = {address: _Loan(address, secrets.token_hex(8), run) for address in asked}
         request = {"run": run, "wanted": [_wanted(s) for s in wanted], "borrower": this_process().record()}
-        request["op"] = "headwater_lend"
-        replies = self._ask_all({at: {"token": token, **request} for at, token in tokens.items()}, cancelled)
         found: dict[Segment, list[DeviceTable]] = {}
-        for address, reply in replies.items():
-            places = self._answered(address, run, segments[0].stage, reply)
-            groups = [number for number, place in enumerate(places) if wanted[place] not in found]
-            copies = self._copied(address, reply, groups, schema) if groups else []
-            if places and self._give_back(address, tokens[address], cancelled) and copies:
-                found |= {wanted[places[number]]: tables for number, tables in zip(groups, copies)}
+        try:
+            replies = self._ask_all(
+                {at: {"op": "headwater_lend", "token": loan.token, **request} for at, loan in loans.items()},
+                cancelled,
+            )
+            for address, reply in replies.items():
+                places = self._answered(address, run, wanted[0].stage, reply)
+                groups = [number for number, place in enumerate(places) if wanted[place] not in found]
+                copies = self._copied(loans[address], reply, groups, schema) if groups else []
+                if copies and self._was_lent(loans[address], cancelled):
+                    found |= {wanted[places[number]]: tables for number, tables in zip(groups, copies)}
+                elif reply is not None and not places:
+                    del loans[address]
+        finally:
+            for loan in loans.values():
+                self._give_back(loan)
         with self._lock:
             self.counts["borrowed"] += len(found)
             self.counts["borrowed_bytes"] += sum(t.nbytes for tables in found.values() for t in tables)
@@ -139,32 +166,58 @@ class DeviceBorrowing:
             return list(reply["found"])
 
     def _copied(
-        self, address: str, reply: Mapping[str, Any], groups: Sequence[int], schema: pa.Schema
+        self, loan: _Loan, reply: Mapping[str, Any], groups: Sequence[int], schema: pa.Schema
     ) -> list[list[DeviceTable]]:
         """The tables of groups; none if it fails."""
         try:
             shared: Shared = pickle.loads(reply["shared"])
-            return retried(copied, shared, schema, groups, array_namespace())
+            tables, loan.mapped = retried(copied, shared, schema, groups, array_namespace())
+            return tables
         except DeviceMemoryError:  # what comes from the host may come in smaller pieces
             pass
         except IpcRefusedError as error:
-            self.never[address] = str(error)
+            self.never[loan.address] = str(error)
         except Exception:
-            _log.warning("rows on another device couldn't be copied from worker %s", address, exc_info=True)
+            _log.warning("rows on the GPU of worker %s couldn't be copied", loan.address, exc_info=True)
         with self._lock:
             self.counts["failed"] += 1
         return []
 
-    def _give_back(self, address: str, token: str, cancelled: threading.Event) -> bool:
-        """End a lease; whether what was copied is right."""
-        request = {"op": "headwater_take_back", "token": token}
-        reply = self._ask_all({address: request}, cancelled)[address]
-        held = reply is not None and bool(reply["held"])
-        if not held:
-            with self._lock:
-                self.counts["failed"] += 1
-                self._silent[address] = time.monotonic() + _SILENT_SECONDS
-        return held
+    def _was_lent(self, loan: _Loan, cancelled: threading.Event) -> bool:
+        """Whether the owner has kept until now what was copied."""
+        request = {"op": "headwater_lent", "token": loan.token}
+        reply = self._ask_all({loan.address: request}, cancelled)[loan.address]
+        if reply is not None and reply["held"]:
+            return True
+        with self._lock:
+            self.counts["failed"] += 1
+            self._silent[loan.address] = time.monotonic() + _SILENT_SECONDS
+        return False
+
+    def _give_back(self, loan: _Loan) -> None:
+        """End a loan; soon, if memory is mapped for it, else now."""
+        assert self._peers is not None
+        with self._lock:
+            self._loans[loan.token] = loan
+        seconds = 0.0 if loan.mapped is None else _LINGER_SECONDS
+        asyncio.run_coroutine_threadsafe(self._end(self._peers, loan, seconds), self._peers.loop)
+
+    async def _end(self, peers: Peers, loan: _Loan, seconds: float) -> None:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(loan.over.wait(), seconds)
+        if loan.mapped is not None:
+            await asyncio.to_thread(loan.mapped.close)
+        with self._lock:
+            self._loans.pop(loan.token, None)
+        await _ask(peers, loan.address, {"op": "headwater_take_back", "token": loan.token})
+
+    def _end_loans(self, run: str | None = None) -> None:
+        """End the loans of a run, or all, now."""
+        with self._lock:
+            ending = [loan for loan in self._loans.values() if run in (None, loan.run)]
+        for loan in ending:
+            assert self._peers is not None
+            self._peers.loop.call_soon_threadsafe(loan.over.set)
 
     def _ask_all(
         self, requests: Mapping[str, Mapping[str, Any]], cancelled: threading.Event
@@ -176,14 +229,14 @@ class DeviceBorrowing:
             address: asyncio.run_coroutine_threadsafe(_ask(peers, address, request), peers.loop)
             for address, request in requests.items()
         }
-        waiting = set(asked.values())
-        while waiting:
+        waiting, end = set(asked.values()), time.monotonic() + 2 * _ANSWER_SECONDS
+        while waiting and time.monotonic() < end:  # the loop itself may be stuck
             if cancelled.is_set():
                 for future in waiting:
                     future.cancel()
                 raise CancelledTask("cancelled while it asked for rows on other devices")
             _, waiting = concurrent.futures.wait(waiting, _POLL_SECONDS)
-        return {address: future.result() for address, future in asked.items()}
+        return {address: None if future in waiting else future.result() for address, future in asked.items()}
 
 
 async def _ask(peers: Peers, address: str, request: Mapping[str, Any]) -> Any:

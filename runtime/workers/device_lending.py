@@ -1,7 +1,8 @@
 """DeviceLending: what a worker has on its device, for other workers of the machine to copy from there.
 
     headwater_lend        where the rows of segments lie, which are kept from now on; see `ops.device.ipc`
-    headwater_take_back   they have been copied; the answer says whether they were kept until now
+    headwater_lent        whether they were kept until now, so that what has been copied is right
+    headwater_take_back   they are needed no more, nor is their memory mapped
 
 What touches the device runs in threads, never in the event loop.
 """
@@ -13,7 +14,7 @@ import pickle
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -41,7 +42,8 @@ class DeviceLending:
         lease_seconds: that something is kept at most.
 
     Attributes:
-        counts: ``lent`` and ``late``, leases that were returned in time and that weren't; ``lent_bytes``.
+        counts: ``lent``, leases that were granted, and ``lent_bytes``; ``late``, those that lasted too long, or
+            whose borrower had died.
         refusal: why CUDA lets nobody have this process's memory; empty if it does, as far as is known.
     """
 
@@ -55,7 +57,7 @@ class DeviceLending:
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """Return the handlers by name."""
-        return {f"headwater_{call.__name__}": call for call in (self.lend, self.take_back)}
+        return {f"headwater_{call.__name__}": call for call in (self.lend, self.lent, self.take_back)}
 
     @property
     def leases(self) -> int:
@@ -82,12 +84,14 @@ class DeviceLending:
             return {"status": "OK", "never": reason}
         return await asyncio.to_thread(self._lend, token, run, [tuple(want) for want in wanted], who)
 
-    async def take_back(self, token: str) -> dict[str, Any]:
-        """End a lease; ``held`` tells whether it had lasted until now, and what was copied is right."""
+    async def lent(self, token: str) -> dict[str, Any]:
+        """Tell whether a lease lasts, as ``held``."""
         with self._lock:
-            held = self._book.end(token)
-            self.counts["lent" if held else "late"] += 1
-        return {"status": "OK", "held": held}
+            return {"status": "OK", "held": token in self._book}
+
+    async def take_back(self, token: str) -> dict[str, Any]:
+        """End a lease; ``held`` tells whether it had lasted until now."""
+        return {"status": "OK", "held": await asyncio.to_thread(self._take_back, token)}
 
     def forget(self, run: str) -> None:
         """End all leases of a run."""
@@ -100,9 +104,8 @@ class DeviceLending:
             borrowers = self._book.borrowers()
         dead = [one for one in borrowers if isinstance(one, Owner) and one.is_alive() is False]
         with self._lock:
-            self._book.end_late(time.monotonic())
-            for borrower in dead:
-                self._book.end_of_borrower(borrower)
+            late = self._book.end_late(time.monotonic())
+            self.counts["late"] += late + sum(self._book.end_of_borrower(borrower) for borrower in dead)
             return len(self._book)
 
     def _refusal(self, who: Owner) -> str:
@@ -125,15 +128,21 @@ class DeviceLending:
         except IpcRefusedError as error:
             self.refusal = str(error)
             return {"status": "OK", "never": self.refusal}
-        size = sum(table.nbytes for tables in groups for table in tables)
+        keys = [BlockKey(run, *wanted[place][:3]) for place in found]
+        sizes: dict[Hashable, int] = {key: self._cache.size(key) for key in keys}
         with self._lock:
-            if not self._book.grant(token, run, who, groups, size, time.monotonic()):
+            if not self._book.grant(token, run, who, groups, sizes, time.monotonic()):
                 return {"status": "OK", "found": [], "nothing": False}
-            self.counts["lent_bytes"] += size
+            self.counts["lent"] += 1
+            self.counts["lent_bytes"] += sum(table.nbytes for tables in groups for table in tables)
             if self._sweeper is None:
                 self._sweeper = threading.Thread(target=self._watch, name="headwater-leases", daemon=True)
                 self._sweeper.start()
         return {"status": "OK", "found": list(found), "shared": pickle.dumps(shared, protocol=5)}
+
+    def _take_back(self, token: str) -> bool:
+        with self._lock:
+            return self._book.end(token)
 
     def _find(self, run: str, wanted: Sequence[Wanted]) -> Mapping[int, list[DeviceTable]]:
         """What is here, by its place in ``wanted``; all of one schema."""

@@ -1,12 +1,13 @@
 """LeaseBook: what a worker keeps on its device for others that are copying it, and until when. Pure.
 
 A lease ends when its borrower says so, when the borrower's process is gone, when it has lasted too long, or with its
-run. What a borrower has copied counts only if its lease had not ended before; so a lease may end at any time.
+run. What a borrower has copied counts only if its lease hadn't ended when it was done; so a lease may end at any time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ class Lease:
         run: whose it is.
         borrower: the process.
         held: what is kept.
-        bytes: of it.
+        sizes: the bytes of each block that is kept by that; several leases may keep the same one.
         until: when it ends at the latest, in seconds of the book's clock.
     """
 
@@ -28,7 +29,7 @@ class Lease:
     run: str
     borrower: Hashable
     held: Any
-    bytes: int
+    sizes: Mapping[Hashable, int]
     until: float
 
 
@@ -37,13 +38,16 @@ class LeaseBook:
 
     Args:
         seconds: that a lease lasts at most.
-        most_bytes: of all leases together.
+        most_bytes: of all blocks that are kept.
+
+    Attributes:
+        bytes: of them now.
 
     Example:
         >>> book = LeaseBook(10.0, 100)
-        >>> book.grant("t1", "run", "somebody", ["table"], 60, now=0.0)
+        >>> book.grant("t1", "run", "somebody", ["table"], {"block": 60}, now=0.0)
         True
-        >>> book.grant("t2", "run", "somebody", ["table"], 60, now=1.0)
+        >>> book.grant("t2", "run", "somebody", ["table"], {"block": 60, "other": 60}, now=1.0)
         False
         >>> book.end("t1"), book.end("t1"), book.bytes
         (True, False, 0)
@@ -53,20 +57,29 @@ class LeaseBook:
         self.seconds, self.most_bytes = seconds, most_bytes
         self.bytes = 0
         self._leases: dict[str, Lease] = {}
+        #: by block: how many leases keep it
+        self._users: Counter[Hashable] = Counter()
 
     def __len__(self) -> int:
         return len(self._leases)
 
-    def grant(self, token: str, run: str, borrower: Hashable, held: Any, bytes: int, now: float) -> bool:
-        """Keep something for a borrower.
+    def __contains__(self, token: str) -> bool:
+        return token in self._leases
+
+    def grant(
+        self, token: str, run: str, borrower: Hashable, held: Any, sizes: Mapping[Hashable, int], now: float
+    ) -> bool:
+        """Keep something for a borrower; the arguments are those of `Lease`.
 
         Returns:
             Whether it is kept; not if that were more than ``most_bytes``, or the token is in use.
         """
-        if token in self._leases or self.bytes + bytes > self.most_bytes:
+        more = sum(size for block, size in sizes.items() if not self._users[block])
+        if token in self._leases or self.bytes + more > self.most_bytes:
             return False
-        self._leases[token] = Lease(token, run, borrower, held, bytes, now + self.seconds)
-        self.bytes += bytes
+        self._leases[token] = Lease(token, run, borrower, held, dict(sizes), now + self.seconds)
+        self._users.update(sizes.keys())
+        self.bytes += more
         return True
 
     def end(self, token: str) -> bool:
@@ -74,7 +87,11 @@ class LeaseBook:
         lease = self._leases.pop(token, None)
         if lease is None:
             return False
-        self.bytes -= lease.bytes
+        for block, size in lease.sizes.items():
+            self._users[block] -= 1
+            if not self._users[block]:
+                del self._users[block]
+                self.bytes -= size
         return True
 
     def end_late(self, now: float) -> int:

@@ -301,3 +301,125 @@ def test_a_gang_goes_on_through_the_host_where_nccl_fails(two_devices):
         assert (log["members"], log["transport"]) == (2, "host")
         assert log["generations"] > 1
         assert result.digest("model") == alone
+
+
+def exchanged(partitions: int = 6, count: int = 40_000) -> dict[str, hw.Dataset]:
+    """A pipeline with exchanges between stages on GPUs: strings, nulls, floats whose sums depend on the order."""
+    rng = np.random.default_rng(1)
+    table = pa.table(
+        {
+            "k": rng.integers(0, 200, count),
+            "x": pa.array(rng.lognormal(size=count), mask=rng.random(count) < 0.1),
+            "mode": pa.array(np.array(["air", "ship", "rail"])[rng.integers(0, 3, count)]),
+            "n": np.arange(count),
+        }
+    )
+    rows = hw.from_arrow(table, partitions=partitions).filter(hw.col("n") % 7 != 3)
+    moved = rows.with_columns(y=hw.col("x") * 1.5).repartition(4, by="k").filter(hw.col("y") > 0.5)
+    sums = moved.group_by("k", "mode").agg(total=hw.sum("y"), n=hw.count(), least=hw.min("n"))
+    return {"sums": sums, "moved": moved.select("n", "mode", "y")}
+
+
+def shared_counts(session: hw.Session) -> Counter:
+    """What the workers lent each other, all together, once they have let go of the run."""
+    for _ in range(100):
+        counts = _shared_counts(session)
+        if not counts["kept"]:
+            break
+        time.sleep(0.05)
+    return counts
+
+
+def _shared_counts(session: hw.Session) -> Counter:
+    found = session._executor.client.run(
+        lambda dask_worker: {
+            **dask_worker.headwater.lending.counts,
+            **dask_worker.headwater.borrowing.counts,
+            "leases": dask_worker.headwater.lending.leases,
+            "kept": getattr(dask_worker.headwater.device_cache, "bytes", 0),
+            "never": sum(reason != "no device" for reason in dask_worker.headwater.borrowing.never.values()),
+        }
+    )
+    return sum(map(Counter, found.values()), Counter())
+
+
+def ask_for_little() -> None:
+    """Let a worker ask others for however few rows."""
+    from headwater.runtime.workers import device_borrowing
+
+    device_borrowing.LEAST_BYTES = 1
+
+
+def without_room(dask_worker) -> None:
+    """Let a worker keep no blocks on its device."""
+    if dask_worker.headwater.device_cache is not None:
+        dask_worker.headwater.device_cache.budget = 0
+
+
+def refuse_ipc() -> None:
+    """Let CUDA refuse to map other processes' memory, as it does between containers."""
+    import cupy
+
+    def refuse(handle: bytes, flags: int = 1) -> int:
+        raise cupy.cuda.runtime.CUDARuntimeError("cudaErrorPeerAccessUnsupported")
+
+    cupy.cuda.runtime.ipcOpenMemHandle = refuse
+
+
+def digests_of(session: hw.Session) -> tuple[dict[str, str], dict[str, int]]:
+    """Run the pipeline; digests of its outputs, and bytes by where stages had their input from."""
+    with session.run(exchanged()) as result:
+        stages = result.report.stages
+        names = ("to_device_bytes", "device_bytes", "peer_device_bytes", "rows_in")
+        digests = {name: result.digest(name) for name in result.outputs}
+        return digests, {name: sum(getattr(stage, name) for stage in stages) for name in names}
+
+
+def test_blocks_go_from_device_to_device(two_devices):
+    with hw.Session(workers=2, device="gpu", **QUIET) as session:
+        session._executor.client.run(ask_for_little)
+        digests, read = digests_of(session)
+        counts = shared_counts(session)
+        assert min(read["device_bytes"], read["peer_device_bytes"]) > 40_000
+        assert counts["lent"] > 0
+        # attempts beside others count here, and not in the report; some were cancelled before they had copied
+        assert counts["lent_bytes"] >= counts["borrowed_bytes"] >= read["peer_device_bytes"]
+        assert not any(counts[name] for name in ("leases", "kept", "late", "failed", "never"))
+
+        session._executor.client.run(refuse_ipc)
+        again, refused = digests_of(session)
+        counts = shared_counts(session)
+        assert again == digests
+        assert (refused["peer_device_bytes"], counts["leases"]) == (0, 0)
+        assert 1 <= counts["never"] <= counts["failed"]
+        assert refused["device_bytes"] > 40_000
+
+        session._executor.client.run(without_room)
+        again, alone = digests_of(session)
+        assert again == digests
+        assert (alone["device_bytes"], alone["peer_device_bytes"]) == (0, 0)
+        assert read["to_device_bytes"] < refused["to_device_bytes"] < alone["to_device_bytes"]
+        assert read["rows_in"] == refused["rows_in"] == alone["rows_in"]
+    with hw.Session(workers=1, device="gpu", **QUIET) as one:
+        assert digests_of(one)[0] == digests
+
+
+def test_a_worker_that_others_copy_from_is_killed(two_devices, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    victims: list[int] = []
+
+    def watch(snapshot) -> None:
+        """Kill one of the workers once rows go through the second stage."""
+        if not victims and sum(stage.done > 0 for stage in snapshot.stages) > 1:
+            pids = session._executor.client.run(os.getpid, workers=list(session._executor.devices()))
+            victims.append(max(pids.values()))
+            os.kill(victims[0], signal.SIGKILL)
+
+    with hw.Session(workers=3, device="gpu", progress=watch, journal=False) as session:
+        session._executor.client.run(ask_for_little)
+        digests, _ = digests_of(session)
+        counts = shared_counts(session)
+        assert (counts["leases"], counts["kept"]) == (0, 0)
+    assert victims
+    with hw.Session(workers=1, device="gpu", **QUIET) as alone:
+        assert digests_of(alone)[0] == digests

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from multiprocessing.connection import Listener
 from pathlib import Path
@@ -120,7 +121,7 @@ def lender(shared_lender) -> Iterator[Lender]:
     yield shared_lender
     shared_lender("forget", "run")
     assert shared_lender("leases") == shared_lender("kept_bytes") == 0
-    assert not ipc._open
+    settled(lambda: not ipc._open)
 
 
 @pytest.fixture
@@ -130,7 +131,23 @@ def other_lender(xp, tmp_path) -> Iterator[Lender]:
     assert lender("put", KEY, SEGMENTS, OFFSETS)
     yield lender
     lender.close()
-    assert not ipc._open
+    settled(lambda: not ipc._open)
+
+
+def settled(condition: Callable[[], Any]) -> None:
+    """Wait for what is about to happen."""
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.005)
+    raise AssertionError("nothing happened")
+
+
+def copies(shared: Shared, numbers: list[int], xp: Any, schema: pa.Schema = SCHEMA) -> list:
+    """Copy groups, and unmap their memory."""
+    tables, mapped = copied(shared, schema, numbers, xp)
+    mapped.close()
+    return tables
 
 
 def check(tables: list, number: int) -> None:
@@ -153,7 +170,7 @@ def test_tables_of_another_process_are_copied(lender, xp):
     assert reply["found"] == [0, 1, 3]
     shared: Shared = pickle.loads(reply["shared"])
     assert len(shared.dictionaries) == 2 * 5
-    groups = copied(shared, SCHEMA, [2, 0, 1], xp)
+    groups = copies(shared, [2, 0, 1], xp)
     assert lender("ask", "headwater_take_back", token="token")["held"]
     lender("clear")  # what was copied is this process's
     for tables, number in zip(groups, [3, 2, 0]):
@@ -164,11 +181,12 @@ def test_tables_of_another_process_are_copied(lender, xp):
 def test_threads_map_an_allocation_once(lender, xp):
     shared = pickle.loads(lender.lend(0, 2, 3)["shared"])
     found: list[Any] = [None] * 6
+    mapped: list[Any] = [None] * 6
     ready = threading.Barrier(6)
 
     def copy(place: int) -> None:
         ready.wait()
-        found[place] = copied(shared, SCHEMA, [place % 3], xp)[0]
+        found[place], mapped[place] = copied(shared, SCHEMA, [place % 3], xp)
 
     threads = [threading.Thread(target=copy, args=(place,)) for place in range(6)]
     for thread in threads:
@@ -176,21 +194,24 @@ def test_threads_map_an_allocation_once(lender, xp):
     for thread in threads:
         thread.join()
     for place, tables in enumerate(found):
-        check(tables, [0, 2, 3][place % 3])
+        check(tables[0], [0, 2, 3][place % 3])
+        assert ipc._open
+        mapped[place].close()
+        mapped[place].close()
 
 
 def test_what_cuda_refuses(lender, xp, monkeypatch):
     there = to_device(SEGMENTS[0][0], xp)
     with pytest.raises(IpcRefusedError):  # a process can't map its own
-        copied(share([[there]], SCHEMA, xp), SCHEMA, [0], xp)
+        copies(share([[there]], SCHEMA, xp), [0], xp)
     with pytest.raises(IpcRefusedError, match="on the host"):
         share([[to_device(SEGMENTS[0][0], np)]], SCHEMA, np)
     shared = pickle.loads(lender.lend(0)["shared"])
     with pytest.raises(IpcRefusedError, match="other columns"):
-        copied(shared, SCHEMA.set(0, pa.field("i", pa.float64())), [0], xp)
+        copies(shared, [0], xp, SCHEMA.set(0, pa.field("i", pa.float64())))
     monkeypatch.setattr(xp.cuda.runtime, "ipcOpenMemHandle", refusing(xp))
     with pytest.raises(IpcRefusedError):
-        copied(shared, SCHEMA, [0], xp)
+        copies(shared, [0], xp)
 
 
 def test_a_device_without_room_is_told_from_a_refusal(lender, xp, monkeypatch):
@@ -201,7 +222,7 @@ def test_a_device_without_room_is_told_from_a_refusal(lender, xp, monkeypatch):
 
     monkeypatch.setattr(xp, "empty", full)
     with pytest.raises(xp.cuda.memory.OutOfMemoryError):
-        copied(shared, SCHEMA, [0], xp)
+        copies(shared, [0], xp)
 
 
 def refusing(xp: Any) -> Any:
@@ -218,7 +239,7 @@ def test_a_lease_outlives_the_cache_and_ends_with_its_run(lender, xp):
     shared = pickle.loads(lender.lend(3)["shared"])
     lender("clear")
     assert lender.lend(3, token="other")["found"] == []
-    check(copied(shared, SCHEMA, [0], xp)[0], 3)
+    check(copies(shared, [0], xp)[0], 3)
     assert lender("leases") == 1
     lender("forget", "another")
     assert lender("leases") == 1
@@ -228,7 +249,7 @@ def test_a_lease_outlives_the_cache_and_ends_with_its_run(lender, xp):
     if real_cupy() is None:  # a real device may keep the memory in its pool
         lender("clear")
         with pytest.raises(IpcRefusedError):
-            copied(shared, SCHEMA, [0], xp)
+            copies(shared, [0], xp)
 
 
 def test_a_lease_ends_with_its_borrower(lender):
@@ -279,11 +300,17 @@ class Peers:
         except (OSError, EOFError):
             return None
 
+    async def finish(self) -> None:
+        """Wait for all that is under way."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*others, return_exceptions=True)
+
 
 @pytest.fixture
 def borrowing(monkeypatch) -> Iterator[Any]:
     """Makes a borrower that knows lenders by address."""
     monkeypatch.setattr(device_borrowing, "LEAST_BYTES", 1)
+    monkeypatch.setattr(device_borrowing, "_LINGER_SECONDS", 0.01)
     made: list[Peers] = []
 
     def make(**lenders: Any) -> DeviceBorrowing:
@@ -294,6 +321,7 @@ def borrowing(monkeypatch) -> Iterator[Any]:
 
     yield make
     for peers in made:
+        asyncio.run_coroutine_threadsafe(peers.finish(), peers.loop).result(20)
         peers.loop.call_soon_threadsafe(peers.loop.stop)
 
 
@@ -308,13 +336,31 @@ def test_rows_are_borrowed_and_given_back(lender, borrowing):
     assert list(found) == [segment(0), segment(2), segment(3)]
     for number in (0, 2, 3):
         check(found[segment(number)], number)
-    assert lender("leases") == 0
+    settled(lambda: lender("leases") == 0)
     assert borrower.never == {"b": "no device"}
     size = sum(table.nbytes for tables in found.values() for table in tables)
     assert borrower.counts == {"borrowed": 3, "borrowed_bytes": size}
     borrow(borrower, 0)
     assert ("me", "headwater_lend") not in borrower._peers.asked
     assert borrower._peers.asked.count(("b", "headwater_lend")) == 1
+
+
+def test_memory_stays_mapped_for_who_reads_next(lender, xp, borrowing, monkeypatch):
+    opened: list[bytes] = []
+    open_handle = xp.cuda.runtime.ipcOpenMemHandle
+    monkeypatch.setattr(xp.cuda.runtime, "ipcOpenMemHandle", lambda h: opened.append(h) or open_handle(h))
+    monkeypatch.setattr(device_borrowing, "_LINGER_SECONDS", 60.0)
+    borrower = borrowing(a=lender)
+    for _ in range(3):
+        check(borrow(borrower, 3, siblings="a")[segment(3)], 3)
+    assert len(opened) == len(set(opened)) > 0
+    assert lender("leases") == 3
+    lender("clear")  # what is mapped must be kept
+    borrower.forget("another")
+    assert lender("leases") == 3
+    borrower.forget("run")
+    settled(lambda: lender("leases") == 0)
+    assert not ipc._open
 
 
 def test_a_segment_that_two_have_is_copied_once(lender, borrowing):
@@ -350,7 +396,7 @@ def test_after_a_refusal_nobody_asks_again(other_lender, xp, borrowing, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(xp.cuda.runtime, "ipcOpenMemHandle", refusing(xp))
         assert borrow(borrower, 0, siblings="a") == {}
-    assert other_lender("leases") == 0
+    settled(lambda: other_lender("leases") == 0)
     assert borrower.counts["failed"] == 1
     assert borrow(borrower, 0, siblings="a") == {}
     assert [op for _, op in borrower._peers.asked] == ["headwater_lend", "headwater_take_back"]
@@ -361,7 +407,7 @@ def test_after_a_refusal_nobody_asks_again(other_lender, xp, borrowing, monkeypa
     assert len(other._peers.asked) == 1
     other_lender.kill()  # what a dead process has exported isn't there any more, either
     with pytest.raises(IpcRefusedError):
-        copied(shared, SCHEMA, [0], xp)
+        copies(shared, [0], xp)
 
 
 def test_a_device_that_is_full_borrows_nothing_now(lender, xp, borrowing, monkeypatch):
@@ -374,14 +420,14 @@ def test_a_device_that_is_full_borrows_nothing_now(lender, xp, borrowing, monkey
         patch.setattr(memory, "_releasers", [])
         patch.setattr(xp, "empty", full)
         assert borrow(borrower, 0, siblings="a") == {}
-    assert lender("leases") == 0
+    settled(lambda: lender("leases") == 0)
     assert borrower.counts["failed"] == 1
     assert len(borrow(borrower, 0, siblings="a")) == 1
 
 
 def test_what_was_not_kept_until_it_was_copied_is_not_used(lender, borrowing):
     def hasty(name: str, op: str, **request: Any) -> Any:
-        if op == "headwater_take_back":
+        if op == "headwater_lent":
             lender("forget", "run")  # as if the lease had ended meanwhile
         return lender(name, op, **request)
 
@@ -390,7 +436,7 @@ def test_what_was_not_kept_until_it_was_copied_is_not_used(lender, borrowing):
     assert borrower.counts["failed"] == 1
 
 
-@pytest.mark.parametrize("moment", ["headwater_lend", "headwater_take_back"])
+@pytest.mark.parametrize("moment", ["headwater_lend", "headwater_lent"])
 def test_an_owner_that_dies_is_left_alone(other_lender, borrowing, moment):
     def dying(name: str, op: str, **request: Any) -> Any:
         if op == moment:
@@ -400,7 +446,8 @@ def test_an_owner_that_dies_is_left_alone(other_lender, borrowing, moment):
     borrower = borrowing(a=dying)
     for _ in range(2):
         assert borrow(borrower, 0, 2, siblings="a") == {}
-    assert borrower._peers.asked[-1] == ("a", moment)
+    asked = [op for _, op in borrower._peers.asked if op != "headwater_take_back"]
+    assert asked == ["headwater_lend", "headwater_lent"][: 1 + (moment == "headwater_lent")]
     assert borrower.counts["borrowed"] == 0
 
 
@@ -414,14 +461,19 @@ def test_a_silent_owner_is_not_waited_for_long(lender, borrowing, monkeypatch):
     answer.set()
 
 
-def test_a_cancelled_task_stops_asking(lender, borrowing):
+@pytest.mark.parametrize("moment", ["headwater_lend", "headwater_lent"])
+def test_a_cancelled_task_gives_back_what_it_borrowed(lender, borrowing, moment):
     answer, cancelled = threading.Event(), threading.Event()
 
-    def silent(*args: Any, **kwargs: Any) -> None:
-        cancelled.set()
-        answer.wait(20)
+    def slow(name: str, op: str, **request: Any) -> Any:
+        reply = lender(name, op, **request)
+        if op == moment:
+            cancelled.set()
+            answer.wait(20)
+        return reply
 
-    borrower = borrowing(a=silent)
+    borrower = borrowing(a=slow)
     with pytest.raises(CancelledTask):
         borrower.borrow("run", [segment(0)], SCHEMA, ["a"], cancelled)
+    settled(lambda: lender("leases") == 0)
     answer.set()

@@ -9,11 +9,11 @@ from headwater.runtime.workers.leases import LeaseBook
 
 @pytest.fixture
 def book() -> LeaseBook:
-    """Leases of two borrowers and two runs."""
+    """Leases of two borrowers and two runs; two of them keep the same block."""
     book = LeaseBook(10.0, 100)
-    assert book.grant("a", "r1", "p1", "tables of a", 40, now=0.0)
-    assert book.grant("b", "r1", "p2", "tables of b", 10, now=4.0)
-    assert book.grant("c", "r2", "p2", "tables of c", 50, now=8.0)
+    assert book.grant("a", "r1", "p1", "tables of a", {"x": 40}, now=0.0)
+    assert book.grant("b", "r1", "p2", "tables of b", {"x": 40, "y": 10}, now=4.0)
+    assert book.grant("c", "r2", "p2", "tables of c", {"z": 50}, now=8.0)
     return book
 
 
@@ -23,7 +23,9 @@ def left(book: LeaseBook) -> list[str]:
 
 def test_a_lease_ends_once(book):
     assert (len(book), book.bytes, book.borrowers()) == (3, 100, {"p1", "p2"})
+    assert "b" in book
     assert book.end("b")
+    assert "b" not in book
     assert not book.end("b")
     assert not book.end("unknown")
     assert (len(book), book.bytes) == (2, 90)
@@ -31,18 +33,22 @@ def test_a_lease_ends_once(book):
     assert (len(book), book.bytes) == (0, 0)
 
 
-def test_what_is_lent_is_bounded(book):
-    assert not book.grant("d", "r1", "p1", "tables", 1, now=9.0)
+def test_what_is_kept_is_bounded(book):
+    assert not book.grant("d", "r1", "p1", "tables", {"w": 1}, now=9.0)
+    assert book.grant("d", "r1", "p1", "tables", {"x": 40, "z": 50}, now=9.0)
+    assert book.grant("e", "r1", "p1", "nothing", {}, now=9.0)
     assert book.end("a")
-    assert not book.grant("d", "r1", "p1", "tables", 41, now=9.0)
-    assert book.grant("d", "r1", "p1", "tables", 40, now=9.0)
-    assert book.grant("e", "r1", "p1", "nothing", 0, now=9.0)
-    assert book.bytes == 100
+    assert book.end("b")
+    assert book.bytes == 90  # the first is kept by the fourth, too
+    assert book.grant("f", "r1", "p1", "tables", {"w": 10}, now=9.0)
+    assert not book.grant("g", "r1", "p1", "tables", {"v": 1}, now=9.0)
+    assert book.end("d")
+    assert book.bytes == 60
 
 
 def test_a_token_names_one_lease(book):
     assert book.end("c")
-    assert not book.grant("a", "r3", "p3", "others", 1, now=9.0)
+    assert not book.grant("a", "r3", "p3", "others", {"w": 1}, now=9.0)
     assert book.bytes == 50
 
 
