@@ -145,7 +145,7 @@ class DeviceFinalAggregate(DeviceKernel):
         xp = array_namespace()
         stream = device_tables(inputs[0], xp)
         limit = _MOST_STATES if on_device(xp) else min(_MOST_STATES, context.memory_bytes // 2)
-        held, whole = hold(stream, limit, lambda table: table.rows * row_bytes(table.schema))
+        held, whole = hold(stream, limit, _state_bytes)
         if self.keys and not whole:
             with host_runs(context, xp) as store:
                 states = numbered(chain(drained(held), stream), xp)
@@ -254,6 +254,11 @@ def _states(
     columns = [replace(first, values=one_form(first.values, groups.xp)) for first in firsts]
     columns += [part for state in parts for part in state]
     return DeviceTable(typed(columns, schema), schema, groups.count)
+
+
+def _state_bytes(states: DeviceTable) -> int:
+    """Bytes of a table of states on the device, whatever columns lack marks of nulls."""
+    return states.rows * row_bytes(states.schema) + _sketch_bytes([states])
 
 
 def _sketch_bytes(states: Sequence[DeviceTable]) -> int:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from ..kernel import Context
 from ..morsels import drained, rechunk
 from ..ordering import SortKey, key_names
+from ..quantiles import SKETCH
 from ..spill import SpillFile, new_spill
 from .memory import retried
 from .memory_bound import row_bytes
@@ -39,7 +40,7 @@ class HostRun:
     """
 
     def __init__(self, store: HostRuns, keys: Sequence[SortKey] = ()):
-        self.rows = 0
+        self.rows = self._sketches = 0
         self.samples: list[pa.Table] = []
         self.weights: list[np.ndarray] = []
         self._names = key_names(keys)
@@ -51,7 +52,7 @@ class HostRun:
     @property
     def bytes(self) -> int:
         """What all rows take on the device, at most."""
-        return 0 if self._schema is None else self.rows * row_bytes(self._schema)
+        return 0 if self._schema is None else self.rows * row_bytes(self._schema) + self._sketches
 
     def put(self, table: DeviceTable) -> None:
         """Bring rows of the device here, behind those that are."""
@@ -63,6 +64,7 @@ class HostRun:
             return
         self._schema = table.schema
         self.rows += table.num_rows
+        self._sketches += sum(column.nbytes for column in table.columns if column.type == SKETCH)
         if self._names:
             step = -(-table.num_rows // _SAMPLE)
             places = np.arange(step // 2, table.num_rows, step)

@@ -26,7 +26,9 @@ from headwater.planner.options import PlanOptions
 from headwater.session import explain
 
 RNG = np.random.default_rng(11)
-ODD = np.array([0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 5e-324, -5e-324, 1.797e308, -1.797e308, -1.0, 2.0**-1022])
+ODD = np.array(
+    [0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 5e-324, -5e-324, 1.797e308, -1.797e308, -1.0, 2.0**-1022]
+)
 VALUES = {
     "floats": np.concatenate(
         [RNG.standard_cauchy(3000), ODD, RNG.integers(0, 1 << 64, 999, np.uint64).view(float)]
@@ -207,6 +209,33 @@ def test_either_side_goes_on_from_the_other(xp, keys, groups, monkeypatch):
     assert_same(on_device(final, [on_device(partial, [table], np)], np), expected)
     if groups < 100:  # all merged
         assert_same(states, host)
+
+
+@pytest.mark.parametrize("module", ["device", "twin"])
+def test_states_beyond_the_device_are_merged_by_parts(xp, module, monkeypatch, tmp_path):
+    xp = xp if module == "device" else np
+    monkeypatch.setattr(device_aggregate, "_MOST_STATES", 60_000)
+    table = rows_of(3000, 90)
+    partial, final = kernels(table.schema, ("k",))
+    states = [on_host(partial, [table.slice(start, 1000)]) for start in range(0, 3000, 1000)]
+    context = Context(spill_root=tmp_path)
+    lowered = device_kernel(final, [states[0].schema])
+    read = []
+    monkeypatch.setattr(type(lowered), "_by_parts", counted(type(lowered)._by_parts, read))
+    with use_backend(xp.__name__):
+        found = [
+            table_to_arrow(part) for part in lowered.run([(table_to_device(s, xp) for s in states)], context)
+        ]
+    assert len(read) >= 1  # though without their sketches they have room
+    assert_same(pa.concat_tables(found), on_host(final, states))
+
+
+def counted(function, calls):
+    def call(*args):
+        calls.append(args)
+        return function(*args)
+
+    return call
 
 
 def test_of_nothing(xp):
