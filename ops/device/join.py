@@ -19,6 +19,7 @@ from ..ordering import SortKey
 from . import column as columns_of
 from .column import DeviceColumn
 from .compaction import compact_table
+from .distinct import DeviceDistinct
 from .gather import take_or_null
 from .hash_split import MAX_DEPTH, PLACE, PLACE_FIELD, deeper, hash_split, numbered
 from .host_runs import HostRun, HostRuns, host_runs
@@ -49,7 +50,8 @@ class DeviceJoin(DeviceKernel):
     A right input beyond the device's memory makes it a Grace hash join: both sides are split by key until the
     right parts fit, wait on the host, and are joined here part by part. Joined parts are in the order of the left
     rows, whose numbers they carry, so a merge by these puts all in the order that a join in memory has. A single
-    key with more right rows than fit is left to the host, and so is a broadcast side that doesn't fit.
+    key with more right rows than fit is left to the host, and so is a broadcast side that doesn't fit. Semi and anti
+    joins need each right key only once.
 
     Source: Kitsuregawa, Tanaka, Moto-oka 1983, "Application of hash to data base machine and its architecture".
 
@@ -75,6 +77,10 @@ class DeviceJoin(DeviceKernel):
         else:
             stream = (table.select(self._needed) for table in device_tables(right, xp))
             held, fits = hold(stream, limit)
+            if not fits and host.how in ("semi", "anti"):  # what counts is only which keys there are
+                rows = chain(drained(held), stream)
+                stream = DeviceDistinct(host.right_on, limit // 2).run([rows], context)
+                held, fits = hold(stream, limit)
             made = self._room_for(held, xp) if fits else None
             if made is None:
                 limit = limit // 4 if fits else limit  # if the device had no room for what was to fit

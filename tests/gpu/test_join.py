@@ -193,14 +193,6 @@ def test_inner_join_is_that_of_pandas(xp):
     np.testing.assert_array_equal(result.column("r_rrow").to_numpy(), frame["rrow"].to_numpy())
 
 
-@pytest.mark.parametrize("how", ["inner", "left", "semi", "anti"])
-def test_beyond_the_device_the_host_joins(how, xp, tmp_path):
-    left, right = side(["few", "text"], 150, 0.1, "l"), side(["few", "text"], 900, 0.1, "r")
-    context = Context(memory_bytes=16_000, spill_root=tmp_path)
-    check(how, left, right, 2, xp, context, held=2_000)
-    assert context.metrics["spilled_bytes"]
-
-
 def test_one_crowded_key(xp, monkeypatch):
     monkeypatch.setattr(device_join, "UNIT_ROWS", 5000)
     left = pa.table({"l0": np.where(RNG.random(300) < 0.5, 3, np.arange(300)), "lrow": np.arange(300)})

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from headwater.ops.device import merge as device_merge
+from headwater.ops.device import word_order
 from headwater.ops.device.operators import device_kernel
 from headwater.ops.device.sort import DeviceSort
 from headwater.ops.device.sort_keys import key_ranges, ordered, sort_words
@@ -196,3 +197,44 @@ def test_lowering():
     assert device_kernel(kernel, [schema]) == DeviceSort(kernel.keys)
     assert "'d'" in device_kernel(SortKernel((SortKey("d"),)), [schema])
     assert "'l'" in device_kernel(kernel, [schema.append(pa.field("l", pa.list_(pa.int8())))])
+
+
+@pytest.mark.parametrize(
+    "widths", [(64,), (53, 3), (20, 64, 1), (5, 5), (30, 31), (64, 64), (0, 64), (1, 60, 64)]
+)
+@pytest.mark.parametrize("ties", ["none", "in order", "wrong", "all"])
+def test_leading_bits_decide_or_the_rest_does(widths, ties, xp):
+    rng = np.random.default_rng(3)
+    rows = 3001
+    words = [
+        rng.integers(0, 1 << width, rows, dtype=np.uint64) if width else np.zeros(rows, np.uint64)
+        for width in (min(w, 63) for w in widths)
+    ]
+    if ties != "none":
+        few = rng.integers(0, 40 if ties != "all" else 1, rows)
+        words = [word[few] for word in words]
+        if ties != "in order":
+            words[-1] ^= rng.integers(0, 2, rows, dtype=np.uint64)
+    expected = np.lexsort(words[::-1])
+    np.testing.assert_array_equal(sort_order([xp.asarray(word) for word in words], rows, xp).get(), expected)
+
+
+def test_only_rows_that_stand_wrongly_are_sorted_again(xp, monkeypatch):
+    sorted_again = []
+    whole = word_order._order_by_each
+    monkeypatch.setattr(
+        word_order,
+        "_order_by_each",
+        lambda sized, xp: sorted_again.append(len(sized[0][0])) or whole(sized, xp),
+    )
+    rng = np.random.default_rng(4)
+    prices = to_device(pa.table({"x": np.round(rng.random(5000) * 90, 2), "row": np.arange(5000)}), xp)
+    expected = np.argsort(prices.column("x").values.get(), kind="stable")
+    np.testing.assert_array_equal(row_order(prices, [SortKey("x")], xp).get(), expected)
+    assert sorted_again == []  # rows of equal prices stand as they stood
+    word = rng.integers(0, 1 << 63, 5000, dtype=np.uint64)
+    word[100:140] = word[100] ^ np.arange(40, dtype=np.uint64)[::-1]
+    np.testing.assert_array_equal(
+        sort_order([xp.asarray(word)], 5000, xp).get(), np.argsort(word, kind="stable")
+    )
+    assert sorted_again == [40]
