@@ -105,8 +105,9 @@ def one_form(values: Array, xp: ModuleType) -> Array:
     """Bring floats to one representation of each value: no -0.0, one NaN; other values are as they were."""
     if values.dtype.kind != "f":
         return values
-    zero, nan = values.dtype.type(0), values.dtype.type(np.nan)
-    return xp.where(values == values, values + zero, nan)
+    bits = values.view(f"i{values.dtype.itemsize}")  # what CuPy adds to 32 bits takes tiny ones for zero
+    plain = xp.where(bits == np.iinfo(bits.dtype).min, bits.dtype.type(0), bits).view(values.dtype)
+    return xp.where(values == values, plain, values.dtype.type(np.nan))
 
 
 def ranges(columns: Sequence[DeviceColumn], xp: ModuleType) -> list[tuple[int, int]]:

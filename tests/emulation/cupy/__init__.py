@@ -7,19 +7,18 @@ To use it, put this folder's parent at the front of the module path.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import cuda as cuda
+from .api import API
 from .arrays import ndarray as ndarray
 from .arrays import transfers as transfers
 from .arrays import unwrap, wrap, wrapped
 from .kernels import RawModule as RawModule
 
 __version__ = "14.0.0"
-_NAMES = frozenset(Path(__file__).with_name("names.txt").read_text().split())
 
 
 def asarray(a: Any, dtype: Any = None, order: str | None = None, *, blocking: bool = False) -> ndarray:
@@ -35,7 +34,7 @@ def asarray(a: Any, dtype: Any = None, order: str | None = None, *, blocking: bo
     return ndarray(host.copy())
 
 
-def array(obj: Any, dtype: Any = None, copy: bool = True, **options: Any) -> ndarray:
+def array(obj: Any, dtype: Any = None, copy: bool = True) -> ndarray:
     """Copy to the device."""
     made = asarray(obj, dtype)
     return ndarray(made._data.copy()) if copy else made
@@ -46,9 +45,28 @@ def ascontiguousarray(a: Any, dtype: Any = None) -> ndarray:
     return ndarray(np.ascontiguousarray(asarray(a, dtype)._data))
 
 
-def asnumpy(a: Any, stream: Any = None, order: str = "C", out: Any = None, **options: Any) -> np.ndarray:
+def asnumpy(
+    a: Any, stream: Any = None, order: str = "C", out: Any = None, *, blocking: bool = True
+) -> np.ndarray:
     """Copy to the host."""
     return a.get(out=out) if isinstance(a, ndarray) else np.asarray(a)
+
+
+def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
+    """Memory as it may lie there: not zeros."""
+    return _soiled(np.empty(shape, dtype))
+
+
+def empty_like(
+    prototype: Any, dtype: Any = None, order: str = "K", subok: Any = None, shape: Any = None
+) -> ndarray:
+    """Likewise."""
+    return _soiled(np.empty_like(unwrap(prototype), dtype, shape=shape))
+
+
+def _soiled(made: np.ndarray) -> ndarray:
+    made.fill(np.nan if made.dtype.kind in "fc" else True if made.dtype.kind == "b" else 0x5A)
+    return ndarray(made)
 
 
 def get_array_module(*args: Any) -> Any:
@@ -100,12 +118,12 @@ def unique(
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _NAMES or not hasattr(np, name):
+    if name not in API or not hasattr(np, name):
         raise AttributeError(f"cupy has no {name!r} here")
     value = getattr(np, name)
-    if isinstance(value, type) or not callable(value):
+    if API[name][0] == "-":
         return value
-    return wrapped(value)
+    return wrapped(value, name)
 
 
 newaxis = None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import ipc
+from .api import API, check_call
 
 
 class ndarray:
@@ -27,19 +28,17 @@ class ndarray:
     ) -> np.ndarray:
         transfers["to_host"] += self._data.nbytes
         if out is not None:
+            if (out.shape, out.dtype) != (self._data.shape, self._data.dtype) or not out.flags.c_contiguous:
+                raise TypeError("get() writes to an array of the same shape and dtype, without gaps")
             out[...] = self._data
             return out
         return self._data.copy()
 
-    def set(self, data: np.ndarray, stream: Any = None) -> None:
-        if (
-            not isinstance(data, np.ndarray)
-            or data.shape != self._data.shape
-            or data.dtype != self._data.dtype
-        ):
+    def set(self, arr: np.ndarray, stream: Any = None) -> None:
+        if not isinstance(arr, np.ndarray) or (arr.shape, arr.dtype) != (self._data.shape, self._data.dtype):
             raise TypeError("set() takes a NumPy array of the same shape and dtype")
-        transfers["to_device"] += data.nbytes
-        self._data[...] = data
+        transfers["to_device"] += arr.nbytes
+        self._data[...] = arr
 
     def item(self) -> Any:
         return self._data.item()
@@ -65,17 +64,21 @@ class ndarray:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`.")
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        return wrapped(getattr(ufunc, method))(*inputs, **kwargs)
+        if method != "__call__":
+            raise TypeError(f"cupy.{ufunc.__name__} has no {method!r} here")
+        return wrapped(ufunc, ufunc.__name__)(*inputs, **kwargs)
 
     def __array_function__(self, function: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
-        return wrapped(function)(*args, **kwargs)
+        return wrapped(function, function.__name__)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if f"ndarray.{name}" not in API:
+            raise AttributeError(f"arrays of CuPy have no {name!r}")
         value = getattr(self._data, name)
         if callable(value):
-            return wrapped(value)
+            return wrapped(value, f"ndarray.{name}")
         return wrap(value) if isinstance(value, np.ndarray) else value
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -126,6 +129,8 @@ class _Pointer:
         self.ptr = address
 
 
+#: functions that CuPy compiles at run time, for which tiny floats of 32 bits are zero
+FLUSHING = {name for name, (kind, *_) in API.items() if kind == "u"} | {"searchsorted", "digitize"}
 #: bytes that crossed, by direction
 transfers = {"to_host": 0, "to_device": 0}
 
@@ -145,7 +150,7 @@ def unwrap(value: Any) -> Any:
     """Take arguments from the device; an array of the host among them is an error."""
     if isinstance(value, ndarray):
         return value._data
-    if isinstance(value, np.ndarray) and value.ndim:
+    if isinstance(value, np.ndarray):
         raise TypeError("Unsupported type <class 'numpy.ndarray'>: this array is on the host")
     if isinstance(value, tuple | list):
         return type(value)(map(unwrap, value))
@@ -154,21 +159,40 @@ def unwrap(value: Any) -> Any:
     return value
 
 
-def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function of NumPy one of device arrays."""
+def wrapped(function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
+    """Make a function of NumPy one of device arrays, which takes what CuPy's of that name takes."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return wrap(function(*map(unwrap, args), **unwrap(kwargs)))
+        if name:
+            check_call(name, args, kwargs)
+        given, named = [unwrap(arg) for arg in args], unwrap(kwargs)
+        if name and name in FLUSHING:
+            return wrap(_flushed(function(*map(_flushed, given), **named)))
+        return wrap(function(*given, **named))
 
     return call
 
 
+def _flushed(value: Any) -> Any:
+    """Take tiny floats of 32 bits for zero, as all of CuPy's own arithmetic does, comparisons included."""
+    if isinstance(value, np.ndarray | np.generic) and value.dtype == np.float32:
+        tiny = np.abs(value) < np.finfo(np.float32).smallest_normal
+        if np.any(tiny):
+            return np.where(tiny, np.copysign(np.float32(0), value), value)
+    return value
+
+
 def _operator(name: str) -> Callable[..., Any]:
     def apply(self: ndarray, *others: Any) -> Any:
-        result = getattr(self._data, name)(*map(unwrap, others))
-        if name.startswith("__i") and name not in ("__invert__", "__index__"):
+        if name.startswith("__i") and name != "__invert__":
+            if self._data.dtype == np.float32:
+                self._data[...] = _flushed(self._data)
+            getattr(self._data, name)(*(_flushed(unwrap(other)) for other in others))
+            if self._data.dtype == np.float32:
+                self._data[...] = _flushed(self._data)
             return self
-        return result if result is NotImplemented else wrap(result)
+        result = getattr(_flushed(self._data), name)(*(_flushed(unwrap(other)) for other in others))
+        return result if result is NotImplemented else wrap(_flushed(result))
 
     return apply
 

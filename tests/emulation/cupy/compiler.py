@@ -10,6 +10,7 @@ import re
 import subprocess
 import tempfile
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -81,14 +82,14 @@ class Library:
 
     @functools.cached_property
     def declared(self) -> dict[str, list[tuple[str, int]]]:
-        """By kernel, for each parameter what it is ("f", "i", "u", "b", or "*" for a pointer), and bytes it has, or of
-        what is pointed to."""
+        """By kernel, for each parameter its kind ("f", "i", "u", "b"; "*" a pointer, "#" one to vectors) and its bytes,
+        or those of what is pointed to."""
         found = {}
         for name, parameters in self.signatures.items():
             room = (ctypes.c_int * (2 * len(parameters)))()
             getattr(self._library, f"declared_{name}")(room)
             found[name] = [(chr(kind), size) for kind, size in zip(room[::2], room[1::2])]
-            width = sum(8 if kind == "*" else size for kind, size in found[name])
+            width = sum(8 if kind in "*#" else size for kind, size in found[name])
             if width > _PARAMETER_BYTES:
                 raise SyntaxError(f"{name} takes {width} bytes of parameters, of {_PARAMETER_BYTES}")
         return found
@@ -100,8 +101,9 @@ class Library:
             raise TypeError(f"{name} takes {len(parameters)} arguments, and got {len(args)}")
         function = getattr(self._library, f"launch_{name}")
         shape = (ctypes.c_uint * 6)(*grid, *block)
+        twice = {key for key, times in Counter(map(id, args)).items() if times > 1}
         converted = [
-            _converted(f"{name}: {parameter}", kind, size, arg)
+            _converted(f"{name}: {parameter}", kind, size, arg, id(arg) in twice)
             for parameter, (kind, size), arg in zip(parameters, self.declared[name], args)
         ]
         function.restype = None
@@ -109,16 +111,20 @@ class Library:
             function(shape, *converted)
 
 
-def _converted(name: str, kind: str, size: int, arg: object) -> object:
-    """An argument as it is passed, if it is what is declared: a device takes the bits, whatever they are."""
+def _converted(name: str, kind: str, size: int, arg: object, twice: bool) -> object:
+    """An argument as it is passed, if it is what is declared: a device takes the bits, whatever they are.
+
+    An array that is given twice stands in one place for something that isn't read.
+    """
     if isinstance(arg, ndarray):
         data = arg._data
-        if kind != "*":
+        if kind not in "*#":
             raise TypeError(f"{name} got an array")
-        if data.size and size > 1 and (size % data.itemsize or data.ctypes.data % size):
+        fits = size % data.itemsize == 0 if kind == "#" else size == data.itemsize
+        if data.size and not twice and not (fits and data.ctypes.data % size == 0):
             raise TypeError(f"{name} got {data.dtype} at {data.ctypes.data:#x}: elements have {size} bytes")
         return ctypes.c_void_p(data.ctypes.data)
-    if kind == "*":
+    if kind in "*#":
         raise TypeError(f"{name} got {arg!r}, not an array of the device")
     if not isinstance(arg, np.generic):
         raise TypeError(f"{name} got {arg!r}, which is no NumPy scalar")

@@ -118,7 +118,7 @@ def get_current_stream(device_id: int = -1) -> Stream:
     return Stream.null
 
 
-def get_elapsed_time(start: Event, end: Event) -> float:
+def get_elapsed_time(start_event: Event, end_event: Event) -> float:
     return 0.0
 
 
@@ -182,7 +182,7 @@ class nvtx:
     """Marks nothing."""
 
     @staticmethod
-    def RangePush(name: str, *args: Any) -> None:
+    def RangePush(message: str, id_color: int = -1) -> None:
         pass
 
     @staticmethod

@@ -178,7 +178,7 @@ template <class T> T exchange(unsigned mask, T value, unsigned from) {
     return result;
 }
 
-// What a kernel's parameters are: a letter for the kind, "*" for a pointer, and how many bytes.
+// What a kernel's parameters are: a letter for the kind, "*" for a pointer, "#" for one to vectors, and how many bytes.
 struct Declared { int kind, size; };
 template <class T> struct Kind {
     static constexpr Declared value{std::is_same<T, bool>::value       ? 'b'
@@ -186,7 +186,9 @@ template <class T> struct Kind {
                                     : std::is_signed<T>::value         ? 'i'
                                                                        : 'u', sizeof(T)};
 };
-template <class T> struct Kind<T *> { static constexpr Declared value{'*', sizeof(T)}; };
+template <class T> struct Kind<T *> {
+    static constexpr Declared value{std::is_class<T>::value ? '#' : '*', sizeof(T)};
+};
 template <> struct Kind<void *> { static constexpr Declared value{'*', 1}; };
 template <> struct Kind<const void *> { static constexpr Declared value{'*', 1}; };
 template <class... Types> void declared(void (*)(Types...), Declared *to) {
