@@ -153,7 +153,7 @@ def build_folder() -> Path:
 def _header() -> Path:
     """The header in the folder of what is built, with its precompiled form beside it; that halves a build's time."""
     text = HEADER.read_text()
-    header = build_folder() / f"emulator-{hashlib.sha256(text.encode()).hexdigest()[:24]}.h"
+    header = build_folder() / f"emulator-{hashlib.sha256(repr((text, _FLAGS)).encode()).hexdigest()[:24]}.h"
     compiled = header.with_suffix(".h.gch")
     if not compiled.exists():
         part = build_folder() / f"emulator-{_own()}"
@@ -174,7 +174,7 @@ def _own() -> str:
 
 
 def _build(code: str) -> Path:
-    key = hashlib.sha256((code + HEADER.read_text()).encode()).hexdigest()[:24]
+    key = hashlib.sha256(repr((code, HEADER.read_text(), _FLAGS)).encode()).hexdigest()[:24]
     folder = build_folder()
     built = folder / f"{key}.so"
     if not built.exists():
