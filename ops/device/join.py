@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -14,13 +14,13 @@ import pyarrow as pa
 from ..backend import Array, array_namespace
 from ..join import JoinKernel
 from ..kernel import Broadcast, Context
-from ..morsels import drained
+from ..morsels import drained, rechunk
 from ..ordering import SortKey
 from . import column as columns_of
 from .column import DeviceColumn
 from .compaction import compact_table
 from .distinct import DeviceDistinct
-from .gather import take_or_null
+from .gather import take_columns, take_columns_or_null
 from .hash_split import MAX_DEPTH, PLACE, PLACE_FIELD, deeper, hash_split, numbered
 from .host_runs import HostRun, HostRuns, host_runs
 from .key_index import DeviceKeyIndex
@@ -122,26 +122,26 @@ class DeviceJoin(DeviceKernel):
                 continue
             runs.append(store.new([SortKey(PLACE)]))
             for table in self._part(these, matches, deeper(depth, matches.rows, rows), store, context, xp):
-                runs[-1].append(table)
+                runs[-1].put(table)
             runs[-1].finish()
         yield from merge_runs(runs, [SortKey(PLACE)], limit, xp)
 
     def _part(
         self, left: HostRun, right: HostRun, depth: int, store: HostRuns, context: Context, xp: ModuleType
-    ) -> Iterator[pa.Table]:
+    ) -> DeviceStream:
         """Join a part, on the device or on the host; its right rows are split at a depth if they don't fit."""
         fits = right.bytes <= (self.held or 0)
         held = list(right.tables(xp)) if fits else []
         side = self._room_for(held, xp) if fits else None
         if side is not None:
-            yield from map(to_arrow, self._probe(left.tables(xp), side, xp))
+            yield from self._probe(left.tables(xp), side, xp)
         elif depth < MAX_DEPTH:
             again = chain(drained(held), right.tables(xp))
-            yield from map(to_arrow, self._split(left.tables(xp), again, depth, store, context, xp))
+            yield from self._split(left.tables(xp), again, depth, store, context, xp)
         else:
-            yield from self.kernel.run(
-                [left.read(), chain(map(to_arrow, drained(held)), right.read())], context
-            )
+            rows = chain(map(to_arrow, drained(held)), right.read())
+            for plain in rechunk(self.kernel.run([left.read(), rows], context), UNIT_ROWS):
+                yield to_device(plain, xp)
 
     @property
     def label(self) -> str:
@@ -195,7 +195,7 @@ class DeviceJoin(DeviceKernel):
         if how in ("semi", "anti"):
             return self._output(compact_table(table, codes >= 0 if how == "semi" else codes < 0, xp), [])
         if how == "left":
-            return self._output(table, [take_or_null(c, codes, xp) for c in payload.columns])
+            return self._output(table, take_columns_or_null(payload.columns, codes, xp))
         numbers = replace(table, columns=(*table.columns, DeviceColumn(pa.int64(), codes)))
         *kept, found = compact_table(numbers, codes >= 0, xp).columns
         rows = replace(table, columns=tuple(kept), rows=len(found))
@@ -213,10 +213,7 @@ class DeviceJoin(DeviceKernel):
 
         def expanded(part: DeviceTable, codes: Array, ends: Array, start: int, stop: int) -> DeviceTable:
             rows, matches = pairs(codes, ends, index, start, stop, xp)
-            if outer:
-                taken = [take_or_null(column, matches, xp) for column in payload.columns]
-            else:
-                taken = [column.take(matches) for column in payload.columns]
+            taken = (take_columns_or_null if outer else take_columns)(payload.columns, matches, xp)
             return self._output(part.take(rows), taken)
 
         for part, codes, ends in split_on_oom(table, found):
@@ -234,7 +231,7 @@ class DeviceJoin(DeviceKernel):
         none = [
             columns_of.to_device(pa.array([], field.type), xp) for field in list(self.kernel.schema)[kept:]
         ]
-        return [take_or_null(column, missing, xp) for column in none]
+        return take_columns_or_null(none, missing, xp)
 
 
 def _with_keys(table: DeviceTable, keys: Sequence[str], xp: ModuleType) -> DeviceTable:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
 
+import numpy as np
 import pyarrow as pa
 
-from ..backend import Array
+from ..backend import Array, array_namespace
 from . import column as columns_of
 from .column import DeviceColumn
+from .gather import take_columns
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class DeviceTable:
 
     def take(self, rows: Array) -> DeviceTable:
         """Return the rows of an index, shape (n,), any integer dtype."""
-        return DeviceTable(tuple(c.take(rows) for c in self.columns), self.schema, int(rows.shape[0]))
+        xp = np if isinstance(rows, np.ndarray) else array_namespace()
+        return DeviceTable(tuple(take_columns(self.columns, rows, xp)), self.schema, int(rows.shape[0]))
 
 
 def to_device(table: pa.Table, xp: ModuleType) -> DeviceTable:
