@@ -58,7 +58,7 @@ class SpillFile:
             DiskFullError: no space is left.
         """
         try:
-            for batch in _cast(table, self._stored).to_batches(_BATCH_ROWS):
+            for batch in cast(table, self._stored).to_batches(_BATCH_ROWS):
                 self._writer.write_batch(batch)
                 self._ends.append(self.rows + batch.num_rows)
         except OSError as error:
@@ -85,7 +85,7 @@ class SpillFile:
             reader = pa.ipc.open_file(source, options=options)
             schema = pa.schema([self.schema.field(name) for name in reader.schema.names])
             for index in range(reader.num_record_batches):
-                yield _cast(pa.Table.from_batches([reader.get_batch(index)]), schema)
+                yield cast(pa.Table.from_batches([reader.get_batch(index)]), schema)
             if not self.rows:
                 yield schema.empty_table()
 
@@ -98,7 +98,7 @@ class SpillFile:
         with pa.OSFile(str(self.path)) as source:
             reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(use_threads=False))
             batches = [reader.get_batch(index) for index in range(first, last + 1)]
-        return _cast(pa.Table.from_batches(batches).slice(start - before, stop - start), self.schema)
+        return cast(pa.Table.from_batches(batches).slice(start - before, stop - start), self.schema)
 
     def table(self) -> pa.Table:
         """Return all rows."""
@@ -198,6 +198,6 @@ def _decoded(schema: pa.Schema) -> pa.Schema:
     return schema
 
 
-def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table in a schema that may differ in what is encoded by dictionaries."""
+def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table in a schema that may differ in what is encoded by dictionaries."""
     return table if table.schema.equals(schema) else table.cast(schema)

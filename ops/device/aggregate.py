@@ -148,8 +148,8 @@ class DeviceFinalAggregate(DeviceKernel):
         held, whole = hold(stream, limit, _state_bytes)
         if self.keys and not whole:
             with host_runs(context, xp) as store:
-                states = numbered(chain(drained(held), stream), xp)
-                for table in self._by_parts(states, limit, 0, store, context, xp):
+                rows = numbered(chain(drained(held), stream), xp)
+                for table in self._by_parts(rows, limit, 0, store, context, xp):
                     yield table.select(self.schema.names)
             return
         states = [*drained(held), *stream]

@@ -129,7 +129,7 @@ class DeviceDistinct(DeviceKernel):
             elif keys:
                 left = map(to_arrow, part)
                 for plain in DistinctKernel(self.keys).after(to_arrow(keys.pop()), left, context):
-                    runs[-1].append(plain)
+                    runs[-1].append(plain, plain.schema)
             runs[-1].finish()
         yield from merge_runs(runs, [SortKey(PLACE)], limit, xp)
 

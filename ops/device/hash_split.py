@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from .column import DeviceColumn
-from .host_runs import HostRun, HostRuns
+from .host_runs import HostRun, HostRuns, to_host_form
 from .memory import split_on_oom
 from .operators import DeviceStream
 from .partition import partition_by
 from .row_hash import hash_rows
-from .table import DeviceTable, to_arrow
+from .table import DeviceTable
 
 #: a column that numbers rows, so that what was split can be put back in order; not the host's, which may split again
 PLACE = "__place__"
@@ -58,9 +58,9 @@ def hash_split(
     parts = [store.new() for _ in range(FANOUT)]
     for table in stream:
         for rows, bounds in split_on_oom(table, split):
-            host = to_arrow(rows)
+            host = to_host_form(rows)
             for part, start, stop in zip(parts, bounds, bounds[1:]):
-                part.append(host.slice(start, stop - start))
+                part.append(host.slice(start, stop - start), rows.schema)
     return [part.finish() for part in parts]
 
 

@@ -75,7 +75,7 @@ class DeviceJoin(DeviceKernel):
                 yield from on_host(host, [left, right], context, xp)
                 return
         else:
-            stream = (table.select(self._needed) for table in device_tables(right, xp))
+            stream: DeviceStream = (table.select(self._needed) for table in device_tables(right, xp))
             held, fits = hold(stream, limit)
             if not fits and host.how in ("semi", "anti"):  # what counts is only which keys there are
                 rows = chain(drained(held), stream)
