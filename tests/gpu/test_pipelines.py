@@ -14,6 +14,7 @@ import pytest
 
 import headwater as hw
 from headwater import col
+from headwater.ops.device import hash_split, memory_bound
 
 from .conftest import real_cupy
 
@@ -116,6 +117,23 @@ def test_rows_are_those_of_the_host(device, name):
     assert sum(stage.to_device_bytes for stage in report.stages) > 0
     assert sum(stage.to_device_bytes for stage in before.stages) == 0
     assert run(outputs_of(name), "gpu")[1] == digests
+
+
+def test_how_much_a_device_holds_changes_no_byte(device, xp, monkeypatch):
+    rows = orders().with_columns(total=col("price") * 1.19)
+    others = rows.select("order", "total").repartition(2)
+    outputs = outputs_of("order") | {
+        "joined": rows.join(others, on="order", strategy="shuffle"),
+        "lacking": rows.join(others.filter(col("total") > 30), on="order", how="anti", strategy="shuffle"),
+    }
+    _, digests, before = run(outputs, "gpu")
+    limit = xp.get_default_memory_pool().get_limit() or xp.cuda.Device().mem_info[1]
+    monkeypatch.setattr(memory_bound, "HELD_SHARE", 20_000 / limit)
+    monkeypatch.setattr(hash_split, "FANOUT", 4)
+    _, found, after = run(outputs, "gpu")
+    assert found == digests
+    crossed = [sum(stage.to_host_bytes for stage in report.stages) for report in (before, after)]
+    assert crossed[1] > 1.2 * crossed[0]  # what waits on the host
 
 
 def test_blocks_stay_on_the_device_for_who_reads_them_next(device):
