@@ -103,9 +103,11 @@ class Group:
         notes: of the last operation, by rank.
         timeout: seconds that an operation may take, where it isn't told otherwise.
         on_device: whether arrays are a device's.
+        transport: which way they go.
     """
 
     on_device = False
+    transport = "host"
 
     def __init__(self, mesh: Mesh, places: Layout, rooms: Rooms, generation: int, timeout: float):
         self.rank, self.size, self.generation = mesh.rank, places.size, generation
@@ -312,6 +314,20 @@ class Group:
             digest = zlib.crc32(what.encode()) if shape is None else shape.digest(what)
             self._hello(digest, note, deadline)
             yield deadline
+
+    def tell(self, words: Mapping[int, bytes], deadline: float) -> dict[int, bytes]:
+        """Send words to each other member, and get theirs, in an operation of `together`.
+
+        Args:
+            words: by rank; empty ones may be left out.
+            deadline: of the operation.
+
+        Returns:
+            What each other member had for this one.
+        """
+        sends = {rank: ((), words.get(rank, b"")) for rank in self._peers}
+        self._mesh.round(DATA, sends, self._nothing, deadline)
+        return {rank: channel.note for rank, channel in self._mesh.channels.items()}
 
     def look(self) -> None:
         """See, in an operation of `together`, whether all members are still there, without waiting.

@@ -23,6 +23,7 @@ from .layout import chunk_span
 from .plans import is_small
 from .shape import Shape, check_device_arrays, check_parts, shape_of
 from .tree import Span, schedule
+from .window_link import WindowLink, Windows
 
 #: adds vectors in the order of a schedule's steps
 Adder = Callable[[Sequence[tuple[int, int, int]], Sequence[Any], ModuleType], Any]
@@ -50,18 +51,23 @@ class NcclGroup:
     """
 
     on_device = True
+    transport = "nccl"
 
     def __init__(self, group: Group, xp: ModuleType, add: Adder, timeout: float = 30.0):
         self.group, self._xp, self._add = group, xp, add
-        self._link: DeviceLink | None = None
-        if group.size == 1:  # there is nobody to send to
-            return
+        self._link: DeviceLink | WindowLink | None = None
+        if group.size > 1:  # else there is nobody to send to
+            self._link = self._opened(timeout)
+
+    def _opened(self, timeout: float) -> DeviceLink | WindowLink:
+        """Open the link between the members' devices."""
+        group = self.group
         nccl: Any = importlib.import_module("cupy.cuda.nccl")
         mine = pickle.dumps(nccl.get_unique_id()) if group.rank == 0 else b""
         (packed,) = group.broadcast([np.frombuffer(mine, np.uint8)], 0, timeout=timeout)
         name = pickle.loads(packed.tobytes())
         with group.together("nccl", timeout=timeout) as deadline:
-            self._link = DeviceLink(xp, nccl, group.size, group.rank, name, group.look, deadline)
+            return DeviceLink(self._xp, nccl, group.size, group.rank, name, group.look, deadline)
 
     # -- as the group -----------------------------------------------------------------------------
 
@@ -301,3 +307,33 @@ class NcclGroup:
     def _exchange(self, sends: Transfers, receives: Transfers, deadline: float) -> None:
         if self._link is not None:
             self._link.exchange(sends, receives, self.group.look, deadline)
+
+
+class IpcGroup(NcclGroup):
+    """The same between members on one machine for whom NCCL isn't to be had, as those that share a device: by CUDA IPC.
+
+    Args:
+        group, xp, add: as for `NcclGroup`.
+        windows: of this member's device.
+        timeout: seconds to open the windows in.
+
+    Raises:
+        LinkError: CUDA refuses it to a member. The group is then broken.
+        GroupBrokenError: a member is lost.
+    """
+
+    transport = "ipc"
+
+    def __init__(self, group: Group, xp: ModuleType, add: Adder, windows: Windows, timeout: float = 30.0):
+        self._windows = windows
+        super().__init__(group, xp, add, timeout)
+
+    def _opened(self, timeout: float) -> WindowLink:
+        link = WindowLink(self._windows, self.group.size, self.group.rank, self.group.tell)
+        room = self._xp.zeros(self.group.size, dtype=np.uint8)
+        with self.group.together(
+            "windows", timeout=timeout
+        ) as deadline:  # a byte to each, to see that it works
+            arrays = [(room[rank : rank + 1], rank) for rank in self._others]
+            link.exchange(arrays, arrays, self.group.look, deadline)
+        return link

@@ -127,7 +127,8 @@ class TrainingLog:
         seconds: of all steps.
         adopted_step: steps that were found done when this coordinator began; -1 if it began anew.
         metrics: of the last step; the model's history has those of all.
-        transport: which way arrays went in the last constellation: "host", or "nccl" between devices.
+        transport: which way arrays went in the last constellation: "host", or "nccl" or "ipc" between
+            devices.
         to_device_bytes, to_host_bytes: crossed at the members of the last constellation.
     """
 

@@ -75,7 +75,7 @@ class Member:
         step: how many steps the state includes; -1 without a state.
         error: what ended its last generation, if that was its own doing.
         stepped: when the last step was completed, by the monotonic clock.
-        transport: which way arrays go, "host" or "nccl".
+        transport: which way arrays go: "host", or "nccl" or "ipc" between devices.
         traffic: what has crossed between host and device.
     """
 
@@ -146,7 +146,7 @@ class Member:
                 )
                 if self.job.device == "gpu":
                     self._group = choose_transport(self._group, CONNECT_SECONDS)
-                self.transport = "nccl" if self._group.on_device else "host"
+                self.transport = self._group.transport
                 return self._steps(orders, pool, prefetcher)
             except GroupBrokenError:
                 return Outcome.BROKEN

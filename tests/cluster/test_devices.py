@@ -193,20 +193,27 @@ def test_a_gang_exchanges_between_its_devices_and_trains_the_same_model(two_devi
     assert found[1][0] == found[2][0]
 
 
-def test_members_that_share_a_device_exchange_through_the_host(two_devices, monkeypatch):
+@pytest.mark.parametrize("kind", ["mlp", "sharded"])
+def test_members_that_share_a_device_exchange_in_its_memory(two_devices, monkeypatch, kind):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with hw.Session(workers=2, device="gpu", **QUIET) as session:
         digests = set()
-        for members in (1, 2):
-            result = session.run({"model": model(members, "mlp")})
+        for members, transport in [(1, "nccl"), (2, "ipc"), (2, "host")]:
+            if transport == "host":
+                session._executor.client.run(refuse_ipc)
+            result = session.run({"model": model(members, kind)})
             (log,) = [stage.training for stage in result.report.stages if stage.training]
             digests.add(result.digest("model"))
-        assert (log["members"], log["transport"]) == (2, "host")
+            assert (log["members"], log["transport"]) == (members, transport)
+        assert log["generations"] > 1  # the first one came to nothing
         assert len(digests) == 1
 
 
-def test_a_member_that_is_killed_between_exchanges_is_done_without(two_devices, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+@pytest.mark.parametrize(("devices", "transport"), [("0,1,2", "nccl"), ("0", "ipc")])
+def test_a_member_that_is_killed_between_exchanges_is_done_without(
+    two_devices, monkeypatch, devices, transport
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
     victims: list[int] = []
 
     def watch(snapshot) -> None:
@@ -231,7 +238,7 @@ def test_a_member_that_is_killed_between_exchanges_is_done_without(two_devices, 
             objective=objectives.LogisticRegression(),
             optimizer=optim.adam(1e-2),
             batch_size=50,
-            epochs=25,
+            epochs=10,
             features=[f"x{i}" for i in range(6)],
             seed=3,
         )
@@ -239,7 +246,7 @@ def test_a_member_that_is_killed_between_exchanges_is_done_without(two_devices, 
         (log,) = [stage.training for stage in killed.report.stages if stage.training]
     assert victims
     assert log["generations"] > 1
-    assert log["transport"] == "nccl"
+    assert log["transport"] == transport
     with hw.Session(workers=1, device="gpu", **QUIET) as alone:
         assert alone.run({"model": long}).digest("model") == killed.digest("model")
 
@@ -292,13 +299,13 @@ def refuse_nccl() -> None:
     cupy.cuda.nccl.device_name = lambda: "the same for all"
 
 
-def test_a_gang_goes_on_through_the_host_where_nccl_fails(two_devices):
+def test_a_gang_goes_on_without_nccl_where_that_fails(two_devices):
     with hw.Session(workers=2, device="gpu", **QUIET) as session:
         alone = session.run({"model": model(1, "mlp")}).digest("model")
         session._executor.client.run(refuse_nccl)
         result = session.run({"model": model(2, "mlp")})
         (log,) = [stage.training for stage in result.report.stages if stage.training]
-        assert (log["members"], log["transport"]) == (2, "host")
+        assert (log["members"], log["transport"]) == (2, "ipc")
         assert log["generations"] > 1
         assert result.digest("model") == alone
 

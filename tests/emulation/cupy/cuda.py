@@ -166,6 +166,8 @@ default_pinned_pool = PinnedMemoryPool()
 class memory:
     """As ``cupy.cuda.memory``."""
 
+    Memory = ipc.Memory
+
     class OutOfMemoryError(MemoryError):
         """What a device without room raises."""
 

@@ -18,6 +18,8 @@ import numpy as np
 
 _HANDLE = struct.Struct("<qqq16s24x")
 _FREED = b"\xdb"
+#: tells one's own handles; threads that stand for processes change it
+own_pid = os.getpid
 #: by address that was handed out: the array that owns the memory there
 _owners: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
 #: by the address of an allocation
@@ -41,22 +43,34 @@ def remember(array: np.ndarray) -> int:
 
 
 def export(pointer: int) -> bytes:
+    if pointer in _exported:
+        return _exported[pointer]
     owner = _owners.get(pointer)
     if owner is None or not owner.nbytes:
         raise RefusedError("cudaErrorInvalidValue: invalid argument")
     base = owner.ctypes.data
     if base not in _exported:
-        token = secrets.token_bytes(8).hex()
-        file = os.memfd_create(f"emulated-{token}")
+        file, _exported[base] = _file(owner.nbytes)
         _write(file, bytes((ctypes.c_char * owner.nbytes).from_address(base)))
-        _exported[base] = _HANDLE.pack(os.getpid(), file, owner.nbytes, token.encode())
         weakref.finalize(owner, _free, base, file, owner.nbytes).atexit = False
     return _exported[base]
 
 
+class Memory:
+    """As ``cupy.cuda.memory.Memory``: an allocation outside of any pool. Others see what is written to it."""
+
+    def __init__(self, size: int):
+        file, handle = _file(size)
+        self.size, self._mapping = size, mmap.mmap(file, size)
+        self._view = np.frombuffer(self._mapping, np.uint8)
+        self.ptr = self._view.ctypes.data
+        _exported[self.ptr] = handle
+        weakref.finalize(self, _free, self.ptr, file, size).atexit = False
+
+
 def open(handle: bytes) -> int:
     pid, number, size, token = _HANDLE.unpack(handle)
-    if pid == os.getpid():
+    if pid == own_pid():
         raise RefusedError("cudaErrorDeviceUninitialized: invalid device context")
     if any(known == handle for known, *_ in _opened.values()):
         raise RefusedError("cudaErrorAlreadyMapped: resource already mapped")
@@ -92,6 +106,14 @@ class Driver:
             return 1
         base._obj.value, size._obj.value = owner.ctypes.data, owner.nbytes  # type: ignore[attr-defined]
         return 0
+
+
+def _file(size: int) -> tuple[int, bytes]:
+    """A file of memory, and the handle that names it."""
+    token = secrets.token_bytes(8).hex()
+    file = os.memfd_create(f"emulated-{token}")
+    os.ftruncate(file, size)
+    return file, _HANDLE.pack(os.getpid(), file, size, token.encode())
 
 
 def _free(base: int, file: int, size: int) -> None:
