@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from types import ModuleType
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from ..ordering import SortKey
 from .grouping import group
 from .hash_split import MAX_DEPTH, PLACE, deeper, hash_split, numbered
 from .host_runs import HostRun, HostRuns, host_runs
-from .memory import retried
+from .memory import DeviceMemoryError, retried
 from .memory_bound import held_bytes
 from .merge import merge_runs
 from .operators import DeviceKernel, DeviceStream, Lowered, lowers
@@ -36,7 +37,7 @@ class DeviceDistinct(DeviceKernel):
 
     Attributes:
         keys: the columns that must differ; None is all of them.
-        held: bytes of keys that may be held on the device; None takes `held_bytes`.
+        held: bytes that may be held on the device, of which half are for keys; None takes `held_bytes`.
     """
 
     keys: tuple[str, ...] | None
@@ -47,44 +48,54 @@ class DeviceDistinct(DeviceKernel):
         limit = held_bytes(context, xp) if self.held is None else self.held
         stream = rechunk(device_tables(inputs[0], xp), UNIT_ROWS, xp)
         seen: list[DeviceTable] = []
-        yield from self._new_rows(stream, seen, limit, xp)
-        if seen:
-            names = seen[0].schema.names
+        waiting: list[DeviceTable] = []
+        yield from self._new_rows(stream, seen, waiting, limit, xp)
+        if seen or waiting:
+            names = self.keys or (seen or waiting)[0].schema.names
             by_name = DeviceDistinct(tuple(names), limit)
             with host_runs(context, xp) as store:
-                rest = numbered(stream, xp)
+                rest = numbered(chain(drained(waiting), stream), xp)
                 for table in by_name._split(rest, drained(seen), 0, store, context, xp):
                     columns = [name for name in table.schema.names if name != PLACE]
                     yield table.select(columns)
 
     def _new_rows(
-        self, stream: DeviceStream, seen: list[DeviceTable], limit: int, xp: ModuleType
+        self,
+        stream: DeviceStream,
+        seen: list[DeviceTable],
+        waiting: list[DeviceTable],
+        limit: int,
+        xp: ModuleType,
     ) -> DeviceStream:
-        """Yield rows whose keys are new, until all are, or there are more keys than may be held.
+        """Yield rows whose keys are new, until all are, or the device has no room for more keys.
 
         Args:
-            stream: of rows; what is left of it has to be gone through, if ``seen`` isn't empty afterwards.
-            seen: at most one table, of the keys that came before; then of all keys so far, none at the end of the rows.
-            limit: bytes of keys.
+            stream: of rows.
+            seen: at most one table, of the keys that came before; at the end, of all keys so far.
+            waiting: empty; at the end, rows that weren't compared. If both are empty then, all rows were.
+            limit: bytes, of which half are for keys, and a quarter for rows that wait.
             xp: NumPy or CuPy.
         """
-        waiting: list[DeviceTable] = []
-        for table in stream:
-            waiting.append(table)
-            rows, size = sum(t.rows for t in waiting), sum(t.nbytes for t in waiting)
-            if seen and rows < seen[0].rows and size < limit:
-                continue
-            new, seen[:] = retried(self._compare, seen, waiting, xp)
-            waiting = []
-            if new.rows:
-                yield new
-            if seen[0].nbytes > limit:
+        while True:
+            table = next(stream, None)
+            if table is not None:
+                waiting.append(table)
+                rows, size = sum(t.rows for t in waiting), sum(t.nbytes for t in waiting)
+                if seen and rows < seen[0].rows and size < limit // 4:
+                    continue
+            if waiting:
+                try:
+                    new, seen[:] = retried(self._compare, seen, waiting, xp)
+                except DeviceMemoryError:
+                    return
+                waiting.clear()
+                if new.rows:
+                    yield new
+            if table is None:
+                seen.clear()
                 return
-        if waiting:
-            new, _ = retried(self._compare, seen, waiting, xp)
-            if new.rows:
-                yield new
-        seen.clear()
+            if seen[0].nbytes > limit // 2:
+                return
 
     def _compare(
         self, seen: Sequence[DeviceTable], tables: Sequence[DeviceTable], xp: ModuleType
@@ -121,14 +132,19 @@ class DeviceDistinct(DeviceKernel):
             below = deeper(depth, known.rows, rows)
             part = rest.tables(xp)
             keys = [known.table(xp)] if known.rows else []
-            for table in self._new_rows(part, keys, limit, xp):
+            waiting: list[DeviceTable] = []
+            for table in self._new_rows(part, keys, waiting, limit, xp):
                 runs[-1].put(table)
-            if keys and below < MAX_DEPTH:
-                for table in self._split(part, drained(keys), below, store, context, xp):
+            left = chain(drained(waiting), part)
+            if below < MAX_DEPTH and (keys or waiting):
+                for table in self._split(left, drained(keys), below, store, context, xp):
                     runs[-1].put(table)
             elif keys:
-                left = map(to_arrow, part)
-                for plain in DistinctKernel(self.keys).after(to_arrow(keys.pop()), left, context):
+                host = DistinctKernel(self.keys)
+                for plain in host.after(to_arrow(keys.pop()), map(to_arrow, left), context):
+                    runs[-1].append(plain, plain.schema)
+            elif waiting:
+                for plain in DistinctKernel(self.keys).run([map(to_arrow, left)], context):
                     runs[-1].append(plain, plain.schema)
             runs[-1].finish()
         yield from merge_runs(runs, [SortKey(PLACE)], limit, xp)

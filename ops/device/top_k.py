@@ -16,7 +16,7 @@ from ..morsels import drained
 from ..ordering import SortKey
 from ..sort import TopKKernel
 from .compaction import compact
-from .memory import retried
+from .memory import DeviceMemoryError, retried
 from .memory_bound import held_bytes
 from .modules import THREADS, kernel, launch, on_device
 from .operators import DeviceKernel, DeviceStream, Lowered, lowers
@@ -163,30 +163,40 @@ class DeviceTopK(DeviceKernel):
         for table in stream:
             held.append(table)
             rows += table.rows
-            if rows >= self.count + UNIT_ROWS or sum(piece.nbytes for piece in held) > limit:
-                held = [retried(self._best, held, xp)]
-                rows = held[0].rows
-                if held[0].nbytes > limit // 2:
-                    ordered = DeviceSort(self.keys, limit).run([chain(drained(held), stream)], context)
-                    yield from _first(ordered, self.count)
-                    return
-        if held:
-            table = retried(self._best, held, xp)
+            if rows < self.count + UNIT_ROWS and sum(piece.nbytes for piece in held) <= limit:
+                continue
+            full = not self._reduced(held, xp)
+            rows = held[0].rows
+            if full or held[0].nbytes > limit // 2:
+                yield from self._of_all(chain(drained(held), stream), limit // 4 if full else limit, context)
+                return
+        if held and not self._reduced(held, xp):
+            yield from self._of_all(drained(held), limit // 4, context)
+            return
+        for table in held:
             yield from (table.slice(start, start + UNIT_ROWS) for start in range(0, table.rows, UNIT_ROWS))
+
+    def _of_all(self, stream: DeviceStream, limit: int, context: Context) -> DeviceStream:
+        """The first rows after all were sorted."""
+        left = self.count
+        for table in DeviceSort(self.keys, limit).run([stream], context):
+            yield table.slice(0, left)
+            left -= table.rows
+            if left <= 0:
+                return
+
+    def _reduced(self, held: list[DeviceTable], xp: ModuleType) -> bool:
+        """Put the first rows of tables in their place; False if the device is full, and they are as they were."""
+        try:
+            held[:] = [retried(self._best, held, xp)]
+        except DeviceMemoryError:
+            return False
+        return True
 
     def _best(self, held: Sequence[DeviceTable], xp: ModuleType) -> DeviceTable:
         table = concat(held, xp)
         words = sort_words([table.column(key.column) for key in self.keys], self.keys, xp)
         return table.take(smallest(words, table.rows, self.count, xp))
-
-
-def _first(stream: DeviceStream, count: int) -> DeviceStream:
-    """The first rows of a stream."""
-    for table in stream:
-        yield table.slice(0, count)
-        count -= table.rows
-        if count <= 0:
-            return
 
 
 @lowers(TopKKernel)

@@ -13,6 +13,7 @@ import pytest
 
 from headwater.ops.backend import use_backend
 from headwater.ops.device import distinct, hash_split, join, memory, merge, top_k
+from headwater.ops.device import host_runs as host_runs_module
 from headwater.ops.device.distinct import DeviceDistinct
 from headwater.ops.device.host_runs import host_runs
 from headwater.ops.device.join import DeviceJoin
@@ -294,19 +295,54 @@ def test_a_full_device_sorts_smaller_parts(held, xp, tmp_path, monkeypatch):
     expected = contents(DeviceSort(keys).run([cut(table, xp)], Context()), table.schema)
     whole, sizes = merge.row_order, []
 
-    def limited(table, keys, xp):
+    def bounded(table, keys, xp):
         sizes.append(table.rows)
         if table.rows > (5000 if held is None else 1500):
             raise xp.cuda.memory.OutOfMemoryError(1, 2)
         return whole(table, keys, xp)
 
-    monkeypatch.setattr(merge, "row_order", limited)
+    monkeypatch.setattr(merge, "row_order", bounded)
     context = Context(spill_root=tmp_path)
     if held is None:
         monkeypatch.setattr("headwater.ops.device.sort.held_bytes", lambda context, xp: 400_000)
     assert contents(DeviceSort(keys, held).run([cut(table, xp)], context), table.schema) == expected
     assert min(sizes) < 1500 < max(sizes)
     assert not list(tmp_path.iterdir())
+
+
+def limited(
+    monkeypatch, xp: Any, module: Any, name: str, rows_of_call: Callable[..., int], most: int
+) -> None:
+    """Let a function of a module find the device full for more rows than it has room for."""
+    whole = getattr(module, name)
+
+    def call(*args: Any) -> Any:
+        if rows_of_call(*args) > most:
+            raise xp.cuda.memory.OutOfMemoryError(1, 2)
+        return whole(*args)
+
+    monkeypatch.setattr(module, name, call)
+
+
+@pytest.mark.parametrize("most", [150, 900])
+def test_a_full_device_compares_fewer_rows(most, xp, tmp_path, monkeypatch, no_host):
+    limited(monkeypatch, xp, distinct, "group", lambda columns, rows, xp: rows, most)
+    monkeypatch.setattr(distinct, "UNIT_ROWS", 500)
+    monkeypatch.setattr(host_runs_module, "UNIT_ROWS", 100)
+    table = rows_of(15, 1500)
+    expected = no_host(DistinctKernel(("many", "few")), table)
+    found = DeviceDistinct(("many", "few")).run([cut(table, xp)], Context(spill_root=tmp_path))
+    assert contents(found, table.schema) == expected
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_device_finds_first_rows_by_a_sort(xp, tmp_path, monkeypatch, no_host):
+    limited(monkeypatch, xp, top_k, "smallest", lambda words, rows, count, xp: rows, 1000)
+    monkeypatch.setattr(top_k, "held_bytes", lambda context, xp: 400_000)
+    table, keys = rows_of(16, 3000), (SortKey("few"), SortKey("normal"))
+    expected = no_host(TopKKernel(keys, 1700), table)
+    found = DeviceTopK(keys, 1700).run([cut(table, xp)], Context(spill_root=tmp_path))
+    assert contents(found, table.schema) == expected
 
 
 @pytest.mark.parametrize("how", ["left", "semi"])
