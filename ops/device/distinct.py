@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from types import ModuleType
 
@@ -121,6 +121,7 @@ class DeviceDistinct(DeviceKernel):
     ) -> DeviceStream:
         """Pass on rows that carry their numbers, in order of these, if their keys are new."""
         names, limit = self.keys or (), self.held or 0
+        half = replace(context, memory_bytes=context.memory_bytes // 2)  # runs have the other one
         seens, rests = hash_split(seen, names, depth, store, xp), hash_split(stream, names, depth, store, xp)
         rows = sum(part.rows for part in seens)
         runs: list[HostRun] = []
@@ -141,10 +142,10 @@ class DeviceDistinct(DeviceKernel):
                     runs[-1].put(table)
             elif keys:
                 host = DistinctKernel(self.keys)
-                for plain in host.after(to_arrow(keys.pop()), map(to_arrow, left), context):
+                for plain in host.after(to_arrow(keys.pop()), map(to_arrow, left), half):
                     runs[-1].append(plain, plain.schema)
             elif waiting:
-                for plain in DistinctKernel(self.keys).run([map(to_arrow, left)], context):
+                for plain in DistinctKernel(self.keys).run([map(to_arrow, left)], half):
                     runs[-1].append(plain, plain.schema)
             runs[-1].finish()
         yield from merge_runs(runs, [SortKey(PLACE)], limit, xp)

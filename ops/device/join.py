@@ -139,6 +139,7 @@ class DeviceJoin(DeviceKernel):
             again = chain(drained(held), right.tables(xp))
             yield from self._split(left.tables(xp), again, depth, store, context, xp)
         else:
+            context = replace(context, memory_bytes=context.memory_bytes // 2)  # runs have the other half
             rows = chain(map(to_arrow, drained(held)), right.read())
             for plain in rechunk(self.kernel.run([left.read(), rows], context), UNIT_ROWS):
                 yield to_device(plain, xp)

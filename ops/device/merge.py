@@ -44,6 +44,9 @@ def merge_runs(runs: Sequence[HostRun], keys: Sequence[SortKey], limit: int, xp:
 
     Returns:
         The rows of all runs, sorted, cut at every `UNIT_ROWS`.
+
+    Source: DeWitt, Naughton, Schneider 1991, "Parallel sorting on a shared-nothing architecture using probabilistic
+    splitting"; its ranges follow one another here.
     """
     return rechunk(_merged([run for run in runs if run.rows], keys, limit, xp), UNIT_ROWS, xp)
 
