@@ -72,6 +72,19 @@ class Shared:
     dictionaries: tuple[bytes, ...]
     groups: tuple[tuple[tuple[int, tuple[SharedColumn, ...]], ...], ...]
 
+    def fits(self, schema: pa.Schema) -> bool:
+        """Whether the tables have the columns of a schema."""
+        theirs = pa.ipc.read_schema(pa.py_buffer(self.schema))
+        return theirs.names == schema.names and theirs.types == schema.types
+
+
+def can_share(tables: Sequence[DeviceTable]) -> bool:
+    """Whether `share` can describe tables; not if they have arrays with gaps."""
+    columns = [column for table in tables for column in table.columns]
+    return all(
+        array.flags.c_contiguous for c in columns for array in (c.values, c.valid) if array is not None
+    )
+
 
 def share(groups: Sequence[Sequence[DeviceTable]], schema: pa.Schema, xp: ModuleType) -> Shared:
     """Describe tables for another process, which may copy them as long as they are kept.
@@ -79,7 +92,7 @@ def share(groups: Sequence[Sequence[DeviceTable]], schema: pa.Schema, xp: Module
     What they hold must have been computed already.
 
     Args:
-        groups: tables of one schema.
+        groups: tables of one schema, which `can_share`.
         schema: theirs.
         xp: CuPy.
 
@@ -154,7 +167,7 @@ def copied(
 
     Args:
         shared: what `share` has told there.
-        schema: of the tables that are made; its names and types must be those of the tables there.
+        schema: of the tables that are made, one that `Shared.fits`.
         wanted: numbers of groups.
         xp: CuPy.
 
@@ -164,11 +177,8 @@ def copied(
         may let go of the tables.
 
     Raises:
-        IpcRefusedError: CUDA doesn't map the memory; or the schema is another.
+        IpcRefusedError: CUDA doesn't map the memory.
     """
-    theirs = pa.ipc.read_schema(pa.py_buffer(shared.schema))
-    if theirs.names != schema.names or theirs.types != schema.types:
-        raise IpcRefusedError(f"the tables there have other columns:\n{theirs}")
     columns = [column for group in wanted for _, table in shared.groups[group] for column in table]
     arrays = [array for column in columns for array in (column.values, column.valid) if array is not None]
     needed = sorted({array.allocation for array in arrays} - {-1})
@@ -231,8 +241,6 @@ class _Exporter:
     def _array(self, array: Array) -> SharedArray:
         if not array.nbytes:
             return SharedArray(-1, 0, len(array))
-        if not array.flags.c_contiguous:
-            raise IpcRefusedError("an array has gaps")
         pointer = int(array.data.ptr)
         for number, (base, size) in enumerate(self._allocations):
             if base <= pointer < base + size:

@@ -171,6 +171,8 @@ class DeviceBorrowing:
         """The tables of groups; none if it fails."""
         try:
             shared: Shared = pickle.loads(reply["shared"])
+            if not shared.fits(schema):
+                return []
             tables, loan.mapped = retried(copied, shared, schema, groups, array_namespace())
             return tables
         except DeviceMemoryError:  # what comes from the host may come in smaller pieces

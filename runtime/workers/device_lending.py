@@ -22,7 +22,7 @@ import pyarrow as pa
 from ...lineage.owner import Owner, this_process
 from ...ops.backend import stage_backend
 from ...ops.device.cache import BlockKey, DeviceCache
-from ...ops.device.ipc import IpcRefusedError, share
+from ...ops.device.ipc import IpcRefusedError, can_share, share
 from ...ops.device.table import DeviceTable
 from .leases import LeaseBook
 
@@ -152,7 +152,7 @@ class DeviceLending:
         for place, (stage, partition, attempt, start, length, rows) in enumerate(wanted):
             key = BlockKey(run, stage, partition, attempt)
             tables = self._cache.find(key, start, start + length, rows)
-            if tables:
+            if tables and can_share(tables):
                 schema = schema or tables[0].schema
                 if all(table.schema.equals(schema) for table in tables):
                     found[place] = tables
