@@ -8,8 +8,9 @@
 # make bench-training   a training step and kills beside PyTorch's DDP, and the RDD paper's experiments
 # make chaos   pipelines under random schedules of faults, compared byte by byte: 200 with shuffles, 100 that train,
 #              and 25 that train with sharded optimizer state
-# make gpu     on a machine with a GPU, CuPy and PyTorch, without internet: tests of everything that runs on it, then
-#              benchmarks, a table last. Other packages may come as wheels in a folder: make gpu WHEELS=wheels
+# make check-cuda   compiles CUDA sources as CuPy does, by NVRTC, and compares what stands for CuPy in tests with CuPy
+# make gpu     on a machine with a GPU, CuPy and PyTorch, without internet: tests of everything that runs on it, and
+#              benchmarks, a table last, in GPU_SECONDS. Other packages may come as wheels in a folder: make gpu WHEELS=wheels
 # make clean   everything that these targets made
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 BENCH := .venv-bench
 WORKERS ?= 4
 
-.PHONY: demo test test-fast check format bench bench-recovery bench-training bench-scaling chaos gpu clean
+.PHONY: demo test test-fast check check-cuda format bench bench-recovery bench-training bench-scaling chaos gpu clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -101,17 +102,28 @@ chaos: $(VENV)/.installed
 GPU_SITE := .gpu
 WHEELS ?= wheels
 GPU_ROWS ?= 20000000
+GPU_SECONDS ?= 570
 gpu:
 	@mkdir -p $(GPU_SITE) && ln -sfn .. $(GPU_SITE)/headwater
 	@if ls $(WHEELS)/*.whl >/dev/null 2>&1; then \
 	    $(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $(GPU_SITE) $(WHEELS)/*.whl; fi
-	PYTHONPATH=$(GPU_SITE) $(PYTHON) -m pytest -p no:cacheprovider tests/gpu
-	PYTHONPATH=$(GPU_SITE) $(PYTHON) benchmarks/device_costs.py
-	PYTHONPATH=$(GPU_SITE) $(PYTHON) benchmarks/gpu_pipeline.py --rows $(GPU_ROWS) --kill
-	PYTHONPATH=$(GPU_SITE) $(PYTHON) benchmarks/gpu_training.py --rows $(GPU_ROWS)
-	PYTHONPATH=$(GPU_SITE) $(PYTHON) benchmarks/gpu_kernels.py
+	PYTHONPATH=$(GPU_SITE) $(PYTHON) benchmarks/gpu_all.py --rows $(GPU_ROWS) --seconds $(GPU_SECONDS)
+
+# CuPy, NVRTC and CUDA's runtime have an environment of their own; none of them needs a device here.
+CUDA := .venv-cuda
+$(CUDA)/.installed:
+	$(PYTHON) -m venv $(CUDA)
+	$(CUDA)/bin/python -m pip --disable-pip-version-check --quiet install 'cupy-cuda12x==14.0.*' \
+	    'nvidia-cuda-nvrtc-cu12==12.9.*' 'nvidia-cuda-runtime-cu12==12.9.*'
+	@touch $@
+
+check-cuda: $(CUDA)/.installed $(VENV)/.installed-test
+	@mkdir -p $(GPU_SITE) && ln -sfn .. $(GPU_SITE)/headwater && rm -rf $(CUDA)/sources
+	CUPY_CACHE_DIR=$(CURDIR)/$(CUDA)/sources $(BIN)/python -m pytest -q -n $(TESTS) tests/gpu
+	PYTHONPATH=$(GPU_SITE) $(CUDA)/bin/python tests/emulation/compile_sources.py --nvrtc $(CUDA)/sources
+	$(CUDA)/bin/python tests/emulation/compare_api.py
 
 clean:
-	rm -rf $(VENV) $(BENCH) build dist *.egg-info .demo .bench .chaos .gpu
+	rm -rf $(VENV) $(BENCH) $(CUDA) build dist *.egg-info .demo .bench .chaos .gpu
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

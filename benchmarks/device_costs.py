@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from sections import Sections
 
 from headwater.ops.aggregate import (
     Aggregation,
@@ -21,6 +22,7 @@ from headwater.ops.aggregate import (
     PartialAggregateKernel,
     state_schema,
 )
+from headwater.ops.device import lowerings as lowerings
 from headwater.ops.distinct import DistinctKernel
 from headwater.ops.expressions import col
 from headwater.ops.filter import FilterKernel
@@ -29,7 +31,7 @@ from headwater.ops.kernel import Context, Kernel
 from headwater.ops.project import ProjectKernel
 from headwater.ops.sort import SortKernel, SortKey, TopKKernel
 
-TURNS = 5
+TURNS = 3
 
 
 def rows(count: int) -> pa.Table:
@@ -88,23 +90,28 @@ def seconds(function: Callable[[], Any], clock: Callable[[], float]) -> float:
     return statistics.median(taken)
 
 
-def host_rates(count: int) -> dict[str, float]:
+def host_rates(count: int, sections: Sections) -> dict[str, float]:
     """Bytes of input a second of CPU time, by operator."""
     table = rows(count)
     made = operators(table.schema)
     rates = {}
     for name, (kernel, inputs) in made.items():
-        given = inputs_of(name, table, made)
 
-        def run(kernel: Kernel = kernel, given: pa.Table = given, inputs: int = inputs) -> None:
-            for _ in kernel.run([iter([given]) for _ in range(inputs)], Context(memory_bytes=8 << 30)):
-                pass
+        def rate(name: str = name, kernel: Kernel = kernel, inputs: int = inputs) -> float:
+            given = inputs_of(name, table, made)
 
-        rates[name] = given.nbytes * inputs / seconds(run, time.process_time)
+            def run() -> None:
+                for _ in kernel.run([iter([given]) for _ in range(inputs)], Context(memory_bytes=8 << 30)):
+                    pass
+
+            return given.nbytes * inputs / seconds(run, time.process_time)
+
+        if (found := sections.run(f"{name} on the host", rate)) is not None:
+            rates[name] = found
     return rates
 
 
-def device_rates(count: int) -> dict[str, float]:
+def device_rates(count: int, sections: Sections) -> dict[str, float]:
     """The same on a GPU, per second of wall time; and of crossing to it and back, the link's."""
     import cupy
 
@@ -114,40 +121,49 @@ def device_rates(count: int) -> dict[str, float]:
 
     table = rows(count)
     made = operators(table.schema)
-    rates = {}
-    with use_backend("cupy"):
+
+    def timed(function: Callable[[], Any]) -> float:
+        def run() -> None:
+            function()
+            cupy.cuda.Device().synchronize()
+
+        run()  # compiles
+        return seconds(run, time.perf_counter)
+
+    def rate(name: str) -> float:
+        kernel, inputs = made[name]
+        given = inputs_of(name, table, made)
+        held = to_device(given, cupy)
+        lowered: Any = device_kernel(kernel, [given.schema] * inputs)
+        if isinstance(lowered, str):
+            raise RuntimeError(f"it has no kernel: {lowered}")
+
+        def run() -> None:
+            for _ in lowered.run([iter([held]) for _ in range(inputs)], Context(memory_bytes=8 << 30)):
+                pass
+
+        return held.nbytes * inputs / timed(run)
+
+    def back() -> float:
         there = to_device(table, cupy)
+        return table.nbytes / timed(lambda: to_arrow(there))
 
-        def waited(function: Callable[[], Any]) -> Callable[[], None]:
-            def run() -> None:
-                function()
-                cupy.cuda.Device().synchronize()
-
-            return run
-
-        rates["to device"] = table.nbytes / seconds(waited(lambda: to_device(table, cupy)), time.perf_counter)
-        rates["to host"] = table.nbytes / seconds(waited(lambda: to_arrow(there)), time.perf_counter)
-        for name, (kernel, inputs) in made.items():
-            given = inputs_of(name, table, made)
-            held = to_device(given, cupy)
-            lowered = device_kernel(kernel, [given.schema] * inputs)
-            if isinstance(lowered, str):
-                continue
-
-            def run(lowered: Any = lowered, held: Any = held, inputs: int = inputs) -> None:
-                for _ in lowered.run([iter([held]) for _ in range(inputs)], Context(memory_bytes=8 << 30)):
-                    pass
-
-            run()  # compiles
-            rates[name] = held.nbytes * inputs / seconds(waited(run), time.perf_counter)
-    return rates
+    parts: dict[str, Callable[[], float]] = {
+        "to device": lambda: table.nbytes / timed(lambda: to_device(table, cupy)),
+        "to host": back,
+        **{name: lambda name=name: rate(name) for name in made},  # type: ignore[misc]
+    }
+    with use_backend("cupy"):
+        found = {name: sections.run(f"{name} on the GPU", part) for name, part in parts.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def main() -> None:
+def main() -> int:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1 << 22
-    host = host_rates(count)
+    sections = Sections()
+    host = host_rates(count, sections)
     try:
-        device = device_rates(count)
+        device = device_rates(count, sections)
     except ImportError:
         device = {}
         print("there is no CuPy here: the host alone")
@@ -155,7 +171,8 @@ def main() -> None:
     for name in [*host, *(name for name in device if name not in host)]:
         values = [f"{rates[name] / 1e9:.2f}" if name in rates else "-" for rates in (host, device)]
         print(f"{name:<20}{values[0]:>12}{values[1]:>14}")
+    return sections.status()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

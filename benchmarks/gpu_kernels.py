@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ import cupy
 import markdown
 import numpy as np
 import pyarrow as pa
+from sections import Sections
 
 from headwater.ops import optim
 from headwater.ops.backend import use_backend
@@ -158,13 +160,19 @@ def relational(rows: int) -> dict[str, dict[str, Call]]:
 
         jobs[f"sum by {groups:,} keys"] = {"Headwater": ours, "CuPy": by_cupy, "PyTorch": by_torch}
 
-    wide = cupy.asarray(rng.integers(0, 1 << 62, rows).astype(np.uint64))
-    wide_tensor = torch_of(wide.view(cupy.int64))
-    jobs["order of 64-bit keys"] = {
-        "Headwater": lambda: sort_order([wide], rows, cupy),
-        "CuPy": lambda: cupy.argsort(wide),
-        "PyTorch": lambda: torch.sort(wide_tensor, stable=True),
+    orders = {
+        "64-bit keys": rng.integers(0, 1 << 62, rows).astype(np.uint64),
+        "keys below 2**31": rng.integers(0, 1 << 31, rows).astype(np.uint64),
+        "prices as doubles": np.round(rng.random(rows) * 9e4 + 900, 2).view(np.uint64),
     }
+    for name, values_of_words in orders.items():
+        word = cupy.asarray(values_of_words)
+        tensor = torch_of(word.view(cupy.int64))
+        jobs[f"order of {name}"] = {
+            "Headwater": lambda word=word: sort_order([word], rows, cupy),
+            "CuPy": lambda word=word: cupy.argsort(word),
+            "PyTorch": lambda tensor=tensor: torch.sort(tensor, stable=True),
+        }
 
     small = max(1, rows // 10)
     build = cupy.asarray(rng.permutation(small))
@@ -191,27 +199,45 @@ def relational(rows: int) -> dict[str, dict[str, Call]]:
     return jobs
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=50_000_000)
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--seconds", type=float, help="after which nothing more is begun")
     options = parser.parse_args()
+    sections = Sections(options.seconds)
     with use_backend("cupy"):
-        rows = []
-        copied = 0.0
-        for name, (moved, call) in memory_bound(options.rows).items():
-            rate = moved / milliseconds(call, options.turns) / 1e6
+        memory_bound_table(options.rows, options.turns, sections)
+        relational_table(options.rows, options.turns, sections)
+    return sections.status()
+
+
+def memory_bound_table(count: int, turns: int, sections: Sections) -> None:
+    """Measure the kernels that memory bounds, and print them."""
+    rows, copied = [], 0.0
+    for name, (moved, call) in (sections.run("kernels", lambda: memory_bound(count)) or {}).items():
+        taken = sections.run(name, lambda call=call: milliseconds(call, turns))
+        if taken is not None:
+            rate = moved / taken / 1e6
             copied = copied or rate
             rows.append([name, moved / 1e9, rate, f"{100 * rate / copied:.0f}%"])
-        print(markdown.table(["kernel", "GB", "GB/s", "of a copy"], rows), flush=True)
-        lines = []
-        for name, engines in relational(options.rows).items():
-            taken = {engine: milliseconds(call, options.turns) for engine, call in engines.items()}
-            lines.append([name, *taken.values()])
-        print(markdown.table(["operation", "Headwater, ms", "CuPy, ms", "PyTorch, ms"], lines))
+    print(markdown.table(["kernel", "GB", "GB/s", "of a copy"], rows), flush=True)
+
+
+def relational_table(count: int, turns: int, sections: Sections) -> None:
+    """Measure group-by, sort and join beside others, and print them."""
+    lines = []
+    for name, engines in (sections.run("operations", lambda: relational(count)) or {}).items():
+        taken = [
+            sections.run(f"{name}, {engine}", lambda call=call: milliseconds(call, turns))
+            for engine, call in engines.items()
+        ]
+        cupy.get_default_memory_pool().free_all_blocks()  # PyTorch has a pool of its own
+        lines.append([name, *("-" if each is None else each for each in taken)])
+    print(markdown.table(["operation", "Headwater, ms", "CuPy, ms", "PyTorch, ms"], lines))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,9 +10,11 @@ workers that share the device, of which one is killed half-way: the digest must 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import signal
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -25,6 +27,7 @@ import markdown
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from sections import Sections
 
 import headwater as hw
 from headwater import Dataset, col
@@ -112,13 +115,17 @@ class Busy:
             thread.join()
 
     def _watch(self) -> None:
-        with suppress(Exception):  # no library, or no device
-            import pynvml
-
-            pynvml.nvmlInit()
-            device = pynvml.nvmlDeviceGetHandleByIndex(0)
+        with suppress(OSError, AttributeError):  # no library, or no device
+            library, device, rates = (
+                ctypes.CDLL("libnvidia-ml.so.1"),
+                ctypes.c_void_p(),
+                (ctypes.c_uint * 2)(),
+            )
+            if library.nvmlInit_v2() or library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)):
+                return
             while not self._stop.wait(0.02):
-                self.looks.append(pynvml.nvmlDeviceGetUtilizationRates(device).gpu > 0)
+                if library.nvmlDeviceGetUtilizationRates(device, rates) == 0:
+                    self.looks.append(rates[0] > 0)
 
     @property
     def text(self) -> str:
@@ -153,7 +160,7 @@ def killer() -> Callable[[Any], None]:
 
     def observe(snapshot: Any) -> None:
         done = sum(stage.done for stage in snapshot.stages)
-        if not struck and done >= sum(stage.partitions for stage in snapshot.stages) // 2:
+        if not struck and done >= sum(stage.total for stage in snapshot.stages) // 2:
             import psutil
 
             children = psutil.Process().children(recursive=True)
@@ -164,7 +171,18 @@ def killer() -> Callable[[Any], None]:
     return observe
 
 
-def main() -> None:
+def killed(folder: Path, iterations: int) -> dict[str, list[dict[str, Any]]]:
+    """Run on two workers that share the device, once as it is, and once with one that is killed half-way."""
+    clean = run(folder, iterations, "gpu", 2)
+    struck = run(folder, iterations, "gpu", 2, killer())
+    print(
+        f"killed: {struck['lost']} worker lost, same bytes: {struck['digests'] == clean['digests']}",
+        flush=True,
+    )
+    return {"GPU, two workers that share it": [clean], "the same, one killed half-way": [struck]}
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -173,7 +191,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--cores", type=int, default=8)
     parser.add_argument("--kill", action="store_true")
+    parser.add_argument("--seconds", type=float, help="after which nothing more is begun")
     options = parser.parse_args()
+    sections = Sections(options.seconds)
     found: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -183,18 +203,18 @@ def main() -> None:
             "auto, one worker": ("auto", 1),
             f"CPU, {options.cores} workers": ("cpu", options.cores),
         }
-        for _ in range(options.turns):
+        for turn in range(options.turns):
             for case, (device, workers) in cases.items():
-                found.setdefault(case, []).append(run(folder, options.steps, device, workers))
-                print(case, found[case][-1], flush=True)
-        if options.kill:
-            clean = run(folder, options.steps, "gpu", 2)
-            struck = run(folder, options.steps, "gpu", 2, killer())
-            print(
-                f"killed: {struck['lost']} worker lost, same bytes: {struck['digests'] == clean['digests']}"
-            )
-            found["GPU, two workers that share it"] = [clean]
-            found["the same, one killed half-way"] = [struck]
+
+                def once(device: str = device, workers: int = workers) -> dict[str, Any]:
+                    return run(folder, options.steps, device, workers)
+
+                figures = sections.run(f"{case}, turn {turn + 1}", once)
+                if figures is not None:
+                    found.setdefault(case, []).append(figures)
+                    print(case, figures, flush=True)
+            if options.kill and not turn:
+                sections.run("killed", lambda: found.update(killed(folder, options.steps)))
     rows = [
         [
             case,
@@ -207,7 +227,8 @@ def main() -> None:
         for case, turns in found.items()
     ]
     print(markdown.table(["", "s", "MB to the GPU", "MB back", "GPU busy", "same digests"], rows))
+    return sections.status()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -21,6 +22,7 @@ import markdown
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from sections import Sections
 
 import headwater as hw
 
@@ -48,7 +50,7 @@ def prepare(folder: Path, rows: int, clusters: int) -> None:
 
 def matrix(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read the points, shape (rows, columns), float32, and the labels, float32."""
-    table = pq.read_table(folder)
+    table = pq.read_table(sorted(folder.glob("*.parquet")))
     points = np.stack([table[name].to_numpy() for name in NAMES], axis=1)
     return points, table["label"].to_numpy().astype(np.float32)
 
@@ -176,7 +178,7 @@ def table(figures: dict[str, dict[str, list[float]]]) -> str:
     return markdown.table(["job", "engine", "ms an iteration", "by CuPy by hand"], lines)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -188,7 +190,9 @@ def main() -> None:
         "--cpu-turns", type=int, default=1, help="of Headwater on the cores, which takes longest"
     )
     parser.add_argument("--cores", type=int, default=8, help="worker processes of Headwater on the cores")
+    parser.add_argument("--seconds", type=float, help="after which nothing more is begun")
     options = parser.parse_args()
+    sections = Sections(options.seconds)
     figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -204,11 +208,12 @@ def main() -> None:
                     folder, options.iterations, "cpu", options.cores
                 )
             for engine, run in engines.items():
-                for job, seconds in run().items():
+                for job, seconds in (sections.run(f"{engine}, turn {turn + 1}", run) or {}).items():
                     figures[job][engine].append(seconds)
                     print(f"{engine}, {job}: {seconds * 1e3:.2f} ms", flush=True)
     print(table(figures))
+    return sections.status()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

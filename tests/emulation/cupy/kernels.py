@@ -6,6 +6,7 @@ A compiled source is its text and options here; the CPU's code is built when a m
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from .arrays import ndarray
@@ -110,7 +111,7 @@ class compiler:
 
     @staticmethod
     def get_cache_dir() -> str:
-        return str(build_folder())
+        return os.environ.get("CUPY_CACHE_DIR", str(build_folder()))
 
 
 class nvrtc:
