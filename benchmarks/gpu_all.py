@@ -79,6 +79,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=20_000_000, help="of trainings and pipelines")
     parser.add_argument("--seconds", type=float, default=570.0, help="for all of it")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what runs is ended then, too
     end = time.monotonic() + options.seconds
     ends = []
     for step in steps(options.rows):

@@ -24,7 +24,7 @@ class Sections:
         self.left_out: list[str] = []
 
     def run(self, name: str, part: Callable[[], T]) -> T | None:
-        """Run a part; None if it failed, which is printed, or if time is over.
+        """Run a part; None if it failed, which is printed, or if time is over, which an interrupt says as well.
 
         Example:
             >>> Sections(60).run("sum", lambda: 1 + 1)
@@ -35,6 +35,10 @@ class Sections:
             return None
         try:
             return part()
+        except KeyboardInterrupt:
+            self._end = 0.0
+            self.left_out.append(name)
+            return None
         except Exception:
             self.failed.append(name)
             print(f"{name}: failed", flush=True)
