@@ -82,7 +82,9 @@ def in_order(table: DeviceTable, order: Array) -> DeviceStream:
 
 
 def _merged(runs: Sequence[HostRun], keys: Sequence[SortKey], limit: int, xp: ModuleType) -> DeviceStream:
-    if not runs:
+    if len(runs) < 2:
+        for run in runs:
+            yield from run.tables(xp)
         return
     size, rows = sum(run.bytes for run in runs), sum(run.rows for run in runs)
     samples = pa.concat_tables([table for run in runs for table in run.samples])
