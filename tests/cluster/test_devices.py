@@ -368,7 +368,7 @@ def refuse_ipc() -> None:
     import cupy
 
     def refuse(handle: bytes, flags: int = 1) -> int:
-        raise cupy.cuda.runtime.CUDARuntimeError("cudaErrorPeerAccessUnsupported")
+        raise cupy.cuda.runtime.CUDARuntimeError(217)
 
     cupy.cuda.runtime.ipcOpenMemHandle = refuse
 

@@ -96,7 +96,7 @@ def test_threads_that_cross_at_the_same_time_do_not_mix(xp, monkeypatch):
 
 def test_without_page_locked_memory_arrays_cross_all_the_same(xp, monkeypatch):
     def refuse(size: int) -> None:
-        raise xp.cuda.runtime.CUDARuntimeError("cudaErrorMemoryAllocation")
+        raise xp.cuda.runtime.CUDARuntimeError(2)
 
     monkeypatch.setattr(xp.cuda, "alloc_pinned_memory", refuse)
     memory._lanes.cache_clear()

@@ -29,7 +29,7 @@ _opened: dict[int, tuple[bytes, mmap.mmap, np.ndarray]] = {}
 
 
 class RefusedError(RuntimeError):
-    """Stands for an error code; `runtime` raises it as its own."""
+    """Carries an error code; `runtime` raises it as its own."""
 
 
 def remember(array: np.ndarray) -> int:
@@ -47,7 +47,7 @@ def export(pointer: int) -> bytes:
         return _exported[pointer]
     owner = _owners.get(pointer)
     if owner is None or not owner.nbytes:
-        raise RefusedError("cudaErrorInvalidValue: invalid argument")
+        raise RefusedError(1)
     base = owner.ctypes.data
     if base not in _exported:
         file, _exported[base] = _file(owner.nbytes)
@@ -71,16 +71,16 @@ class Memory:
 def open(handle: bytes) -> int:
     pid, number, size, token = _HANDLE.unpack(handle)
     if pid == own_pid():
-        raise RefusedError("cudaErrorDeviceUninitialized: invalid device context")
+        raise RefusedError(201)
     if any(known == handle for known, *_ in _opened.values()):
-        raise RefusedError("cudaErrorAlreadyMapped: resource already mapped")
+        raise RefusedError(208)
     path = f"/proc/{pid}/fd/{number}"
     try:
         if token.decode() not in os.readlink(path):
             raise OSError("another file")
         file = os.open(path, os.O_RDWR)
     except OSError as error:
-        raise RefusedError("cudaErrorInvalidResourceHandle: invalid resource handle") from error
+        raise RefusedError(400) from error
     mapping = mmap.mmap(file, size)
     os.close(file)
     view = np.frombuffer(mapping, np.uint8)
@@ -90,7 +90,7 @@ def open(handle: bytes) -> int:
 
 def close(pointer: int) -> None:
     if pointer not in _opened:
-        raise RefusedError("cudaErrorInvalidValue: invalid argument")
+        raise RefusedError(1)
     _, mapping, view = _opened.pop(pointer)
     del view
     mapping.close()

@@ -11,8 +11,23 @@ memcpyDeviceToDevice = 3
 cudaIpcMemLazyEnablePeerAccess = 1
 
 
+_ERRORS = {
+    1: "cudaErrorInvalidValue: invalid argument",
+    2: "cudaErrorMemoryAllocation: out of memory",
+    201: "cudaErrorDeviceUninitialized: invalid device context",
+    208: "cudaErrorAlreadyMapped: resource already mapped",
+    217: "cudaErrorPeerAccessUnsupported: peer access is not supported between these two devices",
+    400: "cudaErrorInvalidResourceHandle: invalid resource handle",
+    801: "cudaErrorNotSupported: operation not supported",
+}
+
+
 class CUDARuntimeError(RuntimeError):
-    """What the driver reports."""
+    """What the driver reports, by its number."""
+
+    def __init__(self, status: int):
+        self.status = status
+        super().__init__(_ERRORS[status])
 
 
 def visible() -> list[str]:
@@ -76,4 +91,4 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except ipc.RefusedError as error:
-        raise CUDARuntimeError(str(error)) from error
+        raise CUDARuntimeError(error.args[0]) from error
