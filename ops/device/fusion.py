@@ -32,7 +32,7 @@ from .modules import generated, launch, on_device
 from .table import DeviceTable, to_arrow
 
 #: results of one kernel
-_RESULTS = 64
+_RESULTS = 32
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,22 +1,12 @@
-// build: -DWIDTH=1
-// build: -DWIDTH=2
-// build: -DWIDTH=4
-// build: -DWIDTH=8
 // Compaction. A warp takes a tile of 1024 rows, and needs no other warp: its mask is 32 words of 32 bits, one a lane.
 
-#if WIDTH == 1
-typedef unsigned char Item;
-#elif WIDTH == 2
-typedef unsigned short Item;
-#elif WIDTH == 4
-typedef unsigned Item;
-#else
-typedef unsigned long long Item;
-#endif
+typedef unsigned long long Word;
 
 #define ALL 0xffffffffu
-// loads that are on their way at once, a lane
+#define TILE 1024
+// loads that are on their way at once, a lane: of the mask, and of items
 #define AHEAD 16
+#define EACH 8
 
 // Packs the mask into words, and counts what each tile keeps. ``words`` has 32 a tile.
 extern "C" __global__ void pack_mask(const unsigned char *keep, long long rows, unsigned *words, int *counts) {
@@ -81,25 +71,55 @@ extern "C" __global__ void __launch_bounds__(1024) scan_counts(const int *counts
     }
 }
 
-// Writes the kept items of each tile from where the tiles before it end.
-extern "C" __global__ void move_kept(const Item *items, const unsigned *words, const long long *starts,
-                                     long long rows, Item *out) {
+// Writes the kept items of a tile of one column. Lanes that have none left take the last one again, and write what
+// stands there: with a condition, the compiler would have each load wait for the store before it.
+template <class Item>
+static __device__ __forceinline__ void move(const Word *column, long long tile, long long start, int lane, int count,
+                                            const unsigned short *list) {
+    const Item *__restrict__ in = (const Item *)column[0] + tile * TILE;
+    Item *__restrict__ out = (Item *)column[1] + start;
+#pragma unroll 1
+    for (int first = lane; first - lane < count; first += 32 * EACH) {
+        Item held[EACH];
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) held[i] = in[list[first + 32 * i < count ? first + 32 * i : count - 1]];
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) out[first + 32 * i < count ? first + 32 * i : count - 1] = held[i];
+    }
+}
+
+// Writes the kept items of all columns from where the tiles before each end. ``columns`` has three words a column: where
+// it lies, where it goes, and its bytes an item. A warp lists the kept rows of its tile in shared memory. Told that four
+// blocks on a multiprocessor will do, the compiler keeps all loads of a turn on their way; else it would save registers
+// for eight.
+extern "C" __global__ void __launch_bounds__(256, 4) move_kept(const Word *columns, int width, const unsigned *words,
+                                                               const long long *starts, long long rows) {
+    __shared__ unsigned short lists[8][TILE + 2];  // the last is for rows that aren't kept
     long long tile = ((long long)blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    if (tile * TILE >= rows) return;
     int lane = threadIdx.x % 32;
-    if (tile * 1024 >= rows) return;
-    unsigned mine = words[tile * 32 + lane];
-    const Item *in = items + tile * 1024 + lane;
-    out += starts[tile];
-    for (int first = 0; first < 32; first += AHEAD) {
-        Item held[AHEAD];
+    unsigned short *list = lists[threadIdx.x / 32];
+    unsigned mine = words[tile * 32 + lane], below = (1u << lane) - 1;
+    int own = __popc(mine), upto = own;
+    for (int step = 1; step < 32; step *= 2) {
+        int other = __shfl_up_sync(ALL, upto, step);
+        if (lane >= step) upto += other;
+    }
 #pragma unroll
-        for (int i = 0; i < AHEAD; ++i)
-            if (__shfl_sync(ALL, mine, first + i) >> lane & 1) held[i] = in[(first + i) * 32];
-#pragma unroll
-        for (int i = 0; i < AHEAD; ++i) {
-            unsigned word = __shfl_sync(ALL, mine, first + i);
-            if (word >> lane & 1) out[__popc(word & ((1u << lane) - 1))] = held[i];
-            out += __popc(word);
+    for (int k = 0; k < 32; ++k) {
+        unsigned word = __shfl_sync(ALL, mine, k);
+        int place = __shfl_sync(ALL, upto - own, k) + __popc(word & below);
+        list[word >> lane & 1 ? place : TILE] = (unsigned short)(k * 32 + lane);
+    }
+    __syncwarp();
+    int count = __shfl_sync(ALL, upto, 31);
+    long long start = starts[tile];
+    for (const Word *column = columns; column != columns + 3 * width; column += 3) {
+        switch ((int)column[2]) {
+        case 1: move<unsigned char>(column, tile, start, lane, count, list); break;
+        case 2: move<unsigned short>(column, tile, start, lane, count, list); break;
+        case 4: move<unsigned>(column, tile, start, lane, count, list); break;
+        default: move<Word>(column, tile, start, lane, count, list);
         }
     }
 }

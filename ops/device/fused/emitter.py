@@ -70,12 +70,15 @@ class Emitter:
         nullable: columns that come with a validity.
 
     Attributes:
+        reads: what is read of the row's columns: C type, name of the value, and pointer.
+        lines: what is computed of it, in order.
         bound: names that expressions may use beside the columns, and their values.
         guard: in which rows what fails counts, as a condition.
     """
 
     def __init__(self, schema: pa.Schema, nullable: frozenset[str]):
         self.schema = schema
+        self.reads: list[tuple[str, str, str]] = []
         self.lines: list[str] = []
         self.arguments: dict[object, Argument] = {}
         self.fails = False
@@ -162,9 +165,16 @@ class Emitter:
         valid = "true"
         if name in self._nullable:
             mask = self._given(("valid", name), "const bool *__restrict__", "valid", name)
-            valid = self.let("bool", f"{mask}[i]")
+            valid = self._loaded("bool", mask)
         words = ColumnWords(name) if pa.types.is_string(type) else None
-        return Term(type, self.let(ctype, f"{pointer}[i]"), valid, None, words, cleared=True)
+        return Term(type, self._loaded(ctype, pointer), valid, None, words, cleared=True)
+
+    def _loaded(self, ctype: str, pointer: str) -> str:
+        key = (ctype, f"{pointer}[i]")
+        if key not in self._names:
+            self._names[key] = f"v{len(self._names)}"
+            self.reads.append((ctype, self._names[key], pointer))
+        return self._names[key]
 
     def found(self, value: OfWords | Term) -> Term:
         """Turn a value that is found by a code into one of the row."""

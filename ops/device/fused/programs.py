@@ -6,6 +6,7 @@ an H100 is kept busy (3.35 TB/s for some 0.8 microseconds are 2.7 MB, or 20 KB f
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -28,6 +29,8 @@ _AHEAD = 64
 #: lines of a row beyond which more rows at once would only make a kernel long
 _LONG = 60
 _WARPS = THREADS // 32
+#: the value that a line computes, and the values that it uses
+_MADE, _NAME = re.compile(r"const .*? (v\d+) = "), re.compile(r"\bv\d+\b")
 
 
 class TooManyError(Refused):
@@ -92,23 +95,29 @@ def places(columns: list[DeviceColumn]) -> list[Array]:
 
 
 def over_rows(emit: Emitter, terms: tuple[Term, ...]) -> Program:
-    """Write a kernel named ``fused`` that computes all rows; the last argument is how many."""
-    results, stores = _results(terms, "i")
-    declared = _declared(emit, results)
-    each = _at_once(emit, 4, 16)
-    names = _names(declared)
-    code = f"""{sources()["expressions"]}
-static __device__ __forceinline__ void row({", ".join(["const long long i", *declared])}) {{
-    {_lines([*emit.lines, *stores])}
-}}
+    """Write a kernel named ``fused`` that computes all rows; the last argument is how many.
 
+    Threads behind the last row compute that again, and write what stands there: a loop for the last block would keep
+    an address for each column in registers.
+    """
+    results, stores = _results(terms)
+    declared = _declared(emit, results)
+    each = _at_once(emit, 1, 16)
+    names = _names(declared)
+    code = f"""{_row(emit, "void", ["const long long at", *declared], _woven(emit.lines, stores))}
 extern "C" __global__ void fused({", ".join([*declared, "const long long rows"])}) {{
-    const long long start = (long long)blockIdx.x * {each * THREADS}, first = start + threadIdx.x;
-    if (start + {each * THREADS} <= rows) {{
-        #pragma unroll
-        for (int k = 0; k < {each}; ++k) {_call(f"first + k * {THREADS}", *names)};
-    }} else {{
-        for (long long at = first; at < rows; at += {THREADS}) {_call("at", *names)};
+    const long long start = (long long)blockIdx.x * {each * THREADS};
+    const int last = rows - start < {each * THREADS} ? (int)(rows - start) - 1 : {each * THREADS} - 1;
+    Row in[{each}];
+    #pragma unroll
+    for (int k = 0; k < {each}; ++k) {{
+        const int at = (int)threadIdx.x + k * {THREADS};
+        in[k] = {_load(emit, "start + (at < last ? at : last)")};
+    }}
+    #pragma unroll
+    for (int k = 0; k < {each}; ++k) {{
+        const int at = (int)threadIdx.x + k * {THREADS};
+        {_call("in[k]", "start + (at < last ? at : last)", *names)};
     }}
 }}
 """
@@ -122,13 +131,9 @@ def mask_of(emit: Emitter, kept: str) -> Program:
     """
     declared = _declared(emit, [])
     form = ["const long long rows", "unsigned *__restrict__ words", "int *__restrict__ counts"]
-    ahead = _at_once(emit, 4, 32)
-    names = _names(declared, emit, "start")
-    code = f"""{sources()["expressions"]}
-static __device__ __forceinline__ bool row({", ".join(["const int i", *declared])}) {{
-    {_lines([*emit.lines, f"return {kept};"])}
-}}
-
+    ahead = _at_once(emit, 2, 32)
+    names = _names(declared)
+    code = f"""{_row(emit, "bool", declared, [*emit.lines, f"return {kept};"])}
 extern "C" __global__ void __launch_bounds__({THREADS}) mask({", ".join([*declared, *form])}) {{
     const long long tile = (long long)blockIdx.x * {_WARPS} + threadIdx.x / 32, start = tile * {TILE};
     if (start >= rows) return;
@@ -137,9 +142,12 @@ extern "C" __global__ void __launch_bounds__({THREADS}) mask({", ".join([*declar
     if (here == {TILE}) {{
         #pragma unroll 1
         for (int first = 0; first < 32; first += {ahead}) {{
+            Row in[{ahead}];
             bool keep[{ahead}];
             #pragma unroll
-            for (int k = 0; k < {ahead}; ++k) keep[k] = {_call("(first + k) * 32 + lane", *names)};
+            for (int k = 0; k < {ahead}; ++k) in[k] = {_load(emit, "start + first * 32 + lane + k * 32")};
+            #pragma unroll
+            for (int k = 0; k < {ahead}; ++k) keep[k] = {_call("in[k]", *names)};
             #pragma unroll
             for (int k = 0; k < {ahead}; ++k) {{
                 const unsigned word = __ballot_sync(0xffffffffu, keep[k]);
@@ -150,7 +158,7 @@ extern "C" __global__ void __launch_bounds__({THREADS}) mask({", ".join([*declar
         #pragma unroll 1
         for (int k = 0; k < 32; ++k) {{
             bool keep = false;
-            if (k * 32 + lane < here) keep = {_call("k * 32 + lane", *names)};
+            if (k * 32 + lane < here) keep = {_call(_load(emit, "start + k * 32 + lane"), *names)};
             const unsigned word = __ballot_sync(0xffffffffu, keep);
             if (lane == k) mine = word;
         }}
@@ -173,7 +181,7 @@ def over_kept(emit: Emitter, terms: tuple[Term, ...]) -> Program:
     arguments and results the kernel takes the mask's words, where each tile's results start, and how many rows there
     are.
     """
-    results, stores = _results(terms, "at")
+    results, stores = _results(terms)
     declared = _declared(emit, results)
     mask = [
         "const unsigned *__restrict__ words",
@@ -181,13 +189,11 @@ def over_kept(emit: Emitter, terms: tuple[Term, ...]) -> Program:
         "const long long rows",
     ]
     each = _at_once(emit, 1, 8)
+    # told that so few blocks of a multiprocessor will do, the compiler keeps all loads on their way
+    blocks = 4 if len(emit.lines) <= _LONG else 2
     names = _names(declared)
-    code = f"""{sources()["expressions"]}
-static __device__ __forceinline__ void row({", ".join(["const long long i, const long long at", *declared])}) {{
-    {_lines([*emit.lines, *stores])}
-}}
-
-extern "C" __global__ void __launch_bounds__({THREADS}) kept({", ".join([*declared, *mask])}) {{
+    code = f"""{_row(emit, "void", ["const long long at", *declared], _woven(emit.lines, stores))}
+extern "C" __global__ void __launch_bounds__({THREADS}, {blocks}) kept({", ".join([*declared, *mask])}) {{
     __shared__ unsigned short lists[{_WARPS}][{TILE} + 2];  // the last is for rows that aren't kept
     const long long tile = (long long)blockIdx.x * {_WARPS} + threadIdx.x / 32, start = tile * {TILE};
     if (start >= rows) return;
@@ -210,11 +216,17 @@ extern "C" __global__ void __launch_bounds__({THREADS}) kept({", ".join([*declar
     const int count = __shfl_sync(0xffffffffu, upto, 31);
     const long long begin = starts[tile];
     #pragma unroll 1
-    for (int first = 0; first < count; first += {32 * each}) {{
+    for (int first = lane; first - lane < count; first += {32 * each}) {{
+        Row in[{each}];
         #pragma unroll
         for (int k = 0; k < {each}; ++k) {{
-            const int next = first + k * 32 + lane, at = next < count ? next : count - 1;
-            {_call("start + list[at]", "begin + at", *names)};
+            const int at = first + k * 32 < count ? first + k * 32 : count - 1;
+            in[k] = {_load(emit, "start + list[at]")};
+        }}
+        #pragma unroll
+        for (int k = 0; k < {each}; ++k) {{
+            const int at = first + k * 32 < count ? first + k * 32 : count - 1;
+            {_call("in[k]", "begin + at", *names)};
         }}
     }}
 }}
@@ -222,7 +234,45 @@ extern "C" __global__ void __launch_bounds__({THREADS}) kept({", ".join([*declar
     return Program("kept", code, tuple(emit.arguments.values()), terms, emit.fails)
 
 
-def _results(terms: tuple[Term, ...], place: str) -> tuple[list[str], list[str]]:
+def _row(emit: Emitter, returns: str, declared: list[str], lines: list[str]) -> str:
+    """The functions that load what a row is computed of, and that compute it.
+
+    They are two, so that a kernel may load several rows before it computes one: what has branches, as a division, is
+    passed by no load that stands behind it.
+    """
+    fields = "".join(f" {ctype} {name};" for ctype, name, _ in emit.reads)
+    pointers = [f"const {ctype} *__restrict__ {pointer}" for ctype, _, pointer in emit.reads]
+    loads = "".join(f" in.{name} = {pointer}[i];" for _, name, pointer in emit.reads)
+    body = [f"const {ctype} {name} = in.{name};" for ctype, name, _ in emit.reads]
+    return f"""{sources()["expressions"]}
+struct Row {{{fields} }};
+
+static __device__ __forceinline__ Row load({", ".join(["const long long i", *pointers])}) {{
+    Row in;
+   {loads}
+    return in;
+}}
+
+static __device__ __forceinline__ {returns} row({", ".join(["const Row &in", *declared])}) {{
+    {_lines([*body, *lines])}
+}}
+"""
+
+
+def _woven(lines: list[str], stores: list[str]) -> list[str]:
+    """Lines, and after each what can be written then: values that wait to be written take registers."""
+    made = {match[1]: place for place, line in enumerate(lines) if (match := _MADE.match(line))}
+    after: dict[int, list[str]] = {}
+    for store in stores:
+        place = max((made.get(name, -1) for name in _NAME.findall(store)), default=-1)
+        after.setdefault(place, []).append(store)
+    woven = list(after.get(-1, []))
+    for place, line in enumerate(lines):
+        woven += [line, *after.get(place, [])]
+    return woven
+
+
+def _results(terms: tuple[Term, ...]) -> tuple[list[str], list[str]]:
     """How results are declared, and the lines that write them."""
     declared, stores = [], []
     for number, term in enumerate(terms):
@@ -231,12 +281,12 @@ def _results(terms: tuple[Term, ...], place: str) -> tuple[list[str], list[str]]
         ctype = c_name(dtype)
         declared.append(f"{ctype} *__restrict__ o{number}")
         if term.valid == "true":
-            stores.append(f"o{number}[{place}] = {term.value};")
+            stores.append(f"o{number}[at] = {term.value};")
             continue
         declared.append(f"bool *__restrict__ n{number}")
         value = term.value if term.cleared else f"{term.valid} ? {term.value} : ({ctype})0"
-        stores.append(f"o{number}[{place}] = {value};")
-        stores.append(f"n{number}[{place}] = {term.valid};")
+        stores.append(f"o{number}[at] = {value};")
+        stores.append(f"n{number}[at] = {term.valid};")
     return declared, stores
 
 
@@ -249,13 +299,8 @@ def _declared(emit: Emitter, results: list[str]) -> list[str]:
     return declared
 
 
-def _names(declared: list[str], emit: Emitter | None = None, rows: str = "") -> list[str]:
-    """The names of what is declared; columns from some row on, if so."""
-    names = [text.split()[-1] for text in declared]
-    if emit is None:
-        return names
-    columns = {a.text.split()[-1] for a in emit.arguments.values() if a.kind in ("values", "valid")}
-    return [f"{name} + {rows}" if name in columns else name for name in names]
+def _names(declared: list[str]) -> list[str]:
+    return [text.split()[-1] for text in declared]
 
 
 def _at_once(emit: Emitter, least: int, most: int) -> int:
@@ -269,6 +314,10 @@ def _at_once(emit: Emitter, least: int, most: int) -> int:
     while read and count < most and count * read < _AHEAD and len(emit.lines) <= _LONG:
         count *= 2
     return count
+
+
+def _load(emit: Emitter, row: str) -> str:
+    return f"load({', '.join([row, *(pointer for _, _, pointer in emit.reads)])})"
 
 
 def _call(*args: str) -> str:
