@@ -11,12 +11,13 @@ import pyarrow as pa
 from ..expressions.call import call
 from ..filter import FilterKernel
 from ..kernel import Broadcast, Context
-from .chain import Keep, RowChain, chain_of
+from .chain import RowChain, chain_of
 from .column import physical_type
 from .compaction import compact_table
 from .filter_project import RowStep, run_steps
 from .fused.words import Tables
 from .fusion import FusedPlan, lower_expressions
+from .links import Keep
 from .operators import DeviceStream, Lowered, lowers
 from .table import DeviceTable
 

@@ -12,8 +12,9 @@ from ...errors import HeadwaterError
 from ..backend import array_namespace
 from ..kernel import Broadcast, Context
 from ..node import listed
-from .chain import Keep, Link, RowChain, chain_of
+from .chain import RowChain, chain_of
 from .fused.words import Tables
+from .links import Keep, Link
 from .memory import split_on_oom
 from .modules import on_device
 from .operators import DeviceKernel, DeviceStream
@@ -62,7 +63,7 @@ class DeviceFilterProject(DeviceKernel):
 
     def describe(self) -> str:
         """Say what runs as one, and which columns that are read don't move."""
-        left = self.chain.unmoved
+        left = self.chain.layout.unmoved
         names = listed([repr(name) for name in left])
         note = f"; {names} {'is' if len(left) == 1 else 'are'} read by the filter alone" if left else ""
         return f"{' and '.join(step.label for step in self.steps)} are one kernel over kept rows{note}"

@@ -12,11 +12,11 @@ from ..backend import array_namespace
 from ..expressions.expr import Column, Expr
 from ..kernel import Broadcast, Context
 from ..project import ProjectKernel
-from .chain import Compute
 from .column import physical_type
 from .filter_project import RowStep
 from .fused.words import Tables
 from .fusion import FusedPlan, is_column, lower_expressions
+from .links import Compute
 from .memory import split_on_oom
 from .operators import DeviceStream, Lowered, lowers
 from .table import DeviceTable

@@ -16,7 +16,6 @@ import pytest
 from headwater.errors import HeadwaterError
 from headwater.ops.backend import use_backend
 from headwater.ops.device import lowerings  # noqa: F401  (registers the operators)
-from headwater.ops.device.chain import RowChain, _program
 from headwater.ops.device.filter_project import DeviceFilterProject, fused
 from headwater.ops.device.operators import DeviceKernel, device_kernel
 from headwater.ops.device.table import to_arrow, to_device
@@ -205,7 +204,7 @@ def test_many_columns_are_several_kernels(xp: ModuleType) -> None:
     rows = pa.table({f"c{i}": RANDOM.integers(0, 9, 2_000).astype(np.int16) for i in range(80)})
     steps = [col("c0") > 3, {**{f"c{i}": col(f"c{i}") for i in range(1, 80)}, "sum": col("c1") + col("c2")}]
     chain = together(steps, rows.schema)
-    assert len(chain.chain._parts) > 4
+    assert len(chain.chain.layout.parts) > 4
     same(on_device(chain, [rows], xp), on_host(steps, [rows]))
 
 
@@ -223,7 +222,7 @@ def test_what_can_not_be_one_kernel_stays_two_steps() -> None:
 def test_it_tells_what_does_not_move() -> None:
     chain = together([(col("x") > 0) & col("b"), {"y": col("y"), "k": col("k") + col("x")}], TABLE.schema)
     assert chain.label == "Filter+Project"
-    assert chain.chain.unmoved == ["b"]
+    assert chain.chain.layout.unmoved == ["b"]
     assert "'b' is read by the filter alone" in chain.describe()
 
 
@@ -233,11 +232,12 @@ def test_generated_sources_compile(arch: str, tmp_path: Path) -> None:
     if compiler is None:
         pytest.skip("there is no nvcc here")
     chain = together(CHAINS["in any order"], TABLE.schema).chain
-    assert isinstance(chain, RowChain)
     every = frozenset(chain.source.names)
     for form in ("mask", "kept"):
         source = tmp_path / f"{form}.cu"
-        source.write_text(_program(chain._key, form, () if form == "mask" else chain._parts[0], every).code)
+        source.write_text(
+            chain.layout.program(form, () if form == "mask" else chain.layout.parts[0], every).code
+        )
         options = [
             "-cubin",
             f"-arch={arch}",
