@@ -19,6 +19,8 @@ from .modules import kernel, launch, on_device
 _WORD = 1 << 64
 #: blocks that look for the range of a column; more would only wait for the same two numbers
 _BLOCKS = 1024
+#: rows of a thread that appends a key, as in the source
+_EACH = 4
 _SIGN = np.uint64(1 << 63)
 
 #: how the CUDA sources call a dtype
@@ -190,6 +192,7 @@ def _append(word: Array, part: _Part, first: bool, xp: ModuleType) -> None:
             function,
             rows,
             (column.values, _flags(column), *flags, low, size, np.int32(first), np.int64(rows), word),
+            each=_EACH,
         )
         return
     if part.flags:

@@ -88,10 +88,10 @@ static __device__ __forceinline__ void move(const Word *column, long long tile, 
     }
 }
 
-// Writes the kept items of all columns from where the tiles before each end. ``columns`` has three words a column: where
-// it lies, where it goes, and its bytes an item. A warp lists the kept rows of its tile in shared memory. Told that four
-// blocks on a multiprocessor will do, the compiler keeps all loads of a turn on their way; else it would save registers
-// for eight.
+// Writes the kept items of all columns from where the tiles before each end. ``columns`` has three words a column:
+// where it lies, where it goes, and its bytes an item. A warp lists the kept rows of its tile in shared memory. Told
+// that four blocks on a multiprocessor will do, the compiler keeps all loads of a turn on their way; else it would save
+// registers for eight.
 extern "C" __global__ void __launch_bounds__(256, 4) move_kept(const Word *columns, int width, const unsigned *words,
                                                                const long long *starts, long long rows) {
     __shared__ unsigned short lists[8][TILE + 2];  // the last is for rows that aren't kept

@@ -91,7 +91,10 @@ static __device__ __forceinline__ void number(const int *__restrict__ running, i
                                               int *__restrict__ firsts, i64 *__restrict__ first_rows) {
     int first[EACH], code[EACH];
 #pragma unroll
-    for (int k = 0; k < EACH; ++k) first[k] = WHOLE || start + k * blockDim.x < rows ? firsts[start + k * blockDim.x] : 0;
+    for (int k = 0; k < EACH; ++k) {
+        i64 row = start + k * blockDim.x;
+        first[k] = WHOLE || row < rows ? firsts[row] : 0;
+    }
 #pragma unroll
     for (int k = 0; k < EACH; ++k) code[k] = running[first[k]] - 1;
 #pragma unroll
@@ -125,8 +128,8 @@ extern "C" __global__ void look_up(const u64 *__restrict__ word, const int *__re
 }
 
 // how many rows of each group are valid; counts are preset to 0
-extern "C" __global__ void count_rows(const int *__restrict__ codes, const u8 *__restrict__ valid, int nullable, int rows,
-                                      int groups, u64 *counts) {
+extern "C" __global__ void count_rows(const int *__restrict__ codes, const u8 *__restrict__ valid, int nullable,
+                                      int rows, int groups, u64 *counts) {
     __shared__ unsigned here[FEW];
     bool few = groups <= FEW;
     for (int g = threadIdx.x; few && g < groups; g += blockDim.x) here[g] = 0;

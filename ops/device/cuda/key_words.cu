@@ -21,6 +21,8 @@ typedef long long i64;
 typedef float f32;
 typedef double f64;
 
+// rows of a thread that are loaded at once
+#define EACH 4
 #define SIGN 0x8000000000000000ull
 
 // integers keep their value, modulo 2^64; floats become their bits, with one zero and one NaN
@@ -42,11 +44,23 @@ template <class V> __device__ __forceinline__ i64 ordered(V value) { return (i64
 extern "C" __global__ void key_range(const T *values, const u8 *valid, int nullable, i64 rows, i64 *range) {
     __shared__ i64 lows[32], highs[32];
     i64 low = 0x7fffffffffffffffll, high = -0x7fffffffffffffffll - 1;
-    for (i64 row = blockIdx.x * (i64)blockDim.x + threadIdx.x; row < rows; row += (i64)gridDim.x * blockDim.x) {
-        if (nullable && !valid[row]) continue;
-        i64 value = ordered(values[row]);
-        low = value < low ? value : low;
-        high = value > high ? value : high;
+    i64 stride = (i64)gridDim.x * blockDim.x;
+    for (i64 row = blockIdx.x * (i64)blockDim.x + threadIdx.x; row < rows; row += EACH * stride) {
+        T value[EACH];
+        bool known[EACH];
+#pragma unroll
+        for (int k = 0; k < EACH; ++k) {  // behind the last row it is this one again
+            i64 at = row + k * stride < rows ? row + k * stride : row;
+            value[k] = values[at];
+            known[k] = !nullable || valid[at];
+        }
+#pragma unroll
+        for (int k = 0; k < EACH; ++k) {
+            if (!known[k]) continue;
+            i64 number = ordered(value[k]);
+            low = number < low ? number : low;
+            high = number > high ? number : high;
+        }
     }
     for (int step = 16; step; step >>= 1) {
         i64 lower = __shfl_xor_sync(~0u, low, step), higher = __shfl_xor_sync(~0u, high, step);
@@ -64,13 +78,37 @@ extern "C" __global__ void key_range(const T *values, const u8 *valid, int nulla
     if (high > range[1]) atomicMax(&range[1], high);
 }
 
-// word * size + (value - low); with nulls 0 stands for null and values count from 1; flags: only whether not null
+template <bool WHOLE>
+static __device__ __forceinline__ void append(const T *__restrict__ values, const u8 *__restrict__ valid, int nullable,
+                                              int flags, u64 low, u64 size, int first, i64 start, i64 rows,
+                                              u64 *__restrict__ word) {
+    u64 code[EACH], before[EACH];
+    u8 known[EACH];
+#pragma unroll
+    for (int k = 0; k < EACH; ++k) {
+        i64 row = start + k * blockDim.x;
+        if (!WHOLE && row >= rows) break;
+        code[k] = flags ? 0 : bits(values[row]) - low;
+        known[k] = nullable || flags ? valid[row] : 1;
+        before[k] = first ? 0 : word[row];
+    }
+#pragma unroll
+    for (int k = 0; k < EACH; ++k) {
+        i64 row = start + k * blockDim.x;
+        if (!WHOLE && row >= rows) break;
+        if (flags) code[k] = known[k] != 0;
+        else if (nullable) code[k] = known[k] ? code[k] + 1 : 0;
+        word[row] = before[k] * size + code[k];
+    }
+}
+
+// word * size + (value - low); with nulls 0 stands for null and values count from 1; flags: only whether not null.
+// A thread takes EACH rows, a block's width apart.
 extern "C" __global__ void append_key(const T *values, const u8 *valid, int nullable, int flags, u64 low, u64 size,
                                       int first, i64 rows, u64 *word) {
-    i64 row = blockIdx.x * (i64)blockDim.x + threadIdx.x;
-    if (row >= rows) return;
-    u64 code = flags ? 0 : bits(values[row]) - low;
-    if (flags) code = valid[row] != 0;
-    else if (nullable) code = valid[row] ? code + 1 : 0;
-    word[row] = first ? code : word[row] * size + code;
+    i64 block = (i64)blockIdx.x * blockDim.x * EACH, start = block + threadIdx.x;
+    if (block + (i64)blockDim.x * EACH <= rows)
+        append<true>(values, valid, nullable, flags, low, size, first, start, rows, word);
+    else
+        append<false>(values, valid, nullable, flags, low, size, first, start, rows, word);
 }

@@ -56,7 +56,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) count_segments(const Segme
         if (there && !(lanes & ((1u << lane) - 1))) atomicAdd(&found[mine[i]], __popc(lanes));
     }
     __syncthreads();
-    for (int s = threadIdx.x; s < count; s += THREADS) counts[(long long)s * gridDim.x + blockIdx.x] = (unsigned)found[s];
+    for (int s = threadIdx.x; s < count; s += THREADS)
+        counts[(long long)s * gridDim.x + blockIdx.x] = (unsigned)found[s];
 }
 
 // One of two numbers of 16 bits in a word: registers are what is short.
