@@ -151,3 +151,14 @@ def test_workers_are_forked_from_a_process_that_has_not_touched_cuda():
         timeout=120,
     )
     assert found.stdout.strip() == "[] []", found.stdout + found.stderr
+
+
+def test_blocks_are_as_the_kernel_says(emulated):
+    code = CODE.replace("void fill", "void __launch_bounds__(SIZE, 2) fill").replace(
+        "Count;", "Count;\n#define SIZE 64", 1
+    )
+    function = generated(emulated, code, "fill")
+    args = (emulated.zeros(8), emulated.ones(8, dtype=bool), np.float32(1), np.int64(8))
+    function((1,), (64,), args)
+    with pytest.raises(ValueError, match="64 threads"):
+        function((1,), (65,), args)

@@ -19,7 +19,7 @@ from .arrays import ndarray
 
 HEADER = Path(__file__).with_name("emulator.h")
 _KERNEL = re.compile(
-    r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(([^)]*)\)', re.S
+    r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\(([^)]*)\)\s+)?(\w+)\s*\(([^)]*)\)', re.S
 )
 _NUMBERS = {
     np.dtype(name): getattr(ctypes, kind)
@@ -39,6 +39,8 @@ _NUMBERS = {
 }
 #: bytes of all parameters of a kernel together
 _PARAMETER_BYTES = 4096
+#: most threads of a block, where a kernel doesn't say
+_BLOCK_THREADS = 1024
 _FLAGS = [
     "-O1",
     "-g",
@@ -65,7 +67,9 @@ class Library:
 
     def __init__(self, code: str, options: tuple[str, ...] = ()):
         code = re.sub(r"//[^\n]*", "", code)
-        self.signatures = {name: _parameters(text) for name, text in _KERNEL.findall(code)}
+        found = _KERNEL.findall(code)
+        self.signatures = {name: _parameters(text) for _, name, text in found}
+        bounds = {name: bound.split(",")[0] or str(_BLOCK_THREADS) for bound, name, _ in found}
         declared = len(re.findall(r"__global__", code))
         if declared != len(self.signatures):
             raise SyntaxError(f'{declared} kernels, of which {len(self.signatures)} are extern "C"')
@@ -73,6 +77,7 @@ class Library:
             f'extern "C" void launch_{name}({", ".join(["const unsigned *shape", *parameters])}) {{\n'
             f"  emulator::run(dim3(shape[0], shape[1], shape[2]), dim3(shape[3], shape[4], shape[5]),\n"
             f"    [&] {{ {name}({', '.join(_name(p) for p in parameters)}); }});\n}}\n"
+            f'extern "C" int threads_{name}() {{ return {bounds[name]}; }}\n'
             f'extern "C" void declared_{name}(emulator::Declared *to) {{ emulator::declared({name}, to); }}'
             for name, parameters in self.signatures.items()
         )
@@ -99,6 +104,9 @@ class Library:
         parameters = self.signatures[name]
         if len(args) != len(parameters):
             raise TypeError(f"{name} takes {len(parameters)} arguments, and got {len(args)}")
+        most = getattr(self._library, f"threads_{name}")()
+        if block[0] * block[1] * block[2] > most:
+            raise ValueError(f"{name}: a block of {block}, of which there are at most {most} threads")
         function = getattr(self._library, f"launch_{name}")
         shape = (ctypes.c_uint * 6)(*grid, *block)
         twice = {key for key, times in Counter(map(id, args)).items() if times > 1}

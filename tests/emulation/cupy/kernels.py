@@ -12,8 +12,6 @@ from typing import Any
 from .arrays import ndarray
 from .compiler import Library, build_folder
 
-#: most bytes of parameters of a kernel, and most threads of a block
-PARAMETER_BYTES, BLOCK_THREADS = 4096, 1024
 #: most blocks by dimension
 GRID = ((1 << 31) - 1, 65535, 65535)
 
@@ -51,8 +49,6 @@ class Function:
             raise ValueError(f"a grid of {grid}, a block of {block}: there is at least one block and thread")
         if any(size > most for size, most in zip(shape[0], GRID)):
             raise ValueError(f"a grid of {grid}: there are at most {GRID} blocks")
-        if shape[1][0] * shape[1][1] * shape[1][2] > BLOCK_THREADS:
-            raise ValueError(f"a block of {block}: there are at most {BLOCK_THREADS} threads")
         self._library.launch(self._name, shape[0], shape[1], [_plain(self._name, arg) for arg in args])
 
 
