@@ -32,6 +32,9 @@ class DeviceCosts:
         launch: seconds an operator takes on a device whatever it is given, for each partition.
         train_bytes: rows of this size, in bytes, are worth training on a device.
         cores: how many cores of a machine share the work that one of its devices does.
+        block_bytes: of blocks that devices hold for the stages that read them, all devices together. A worker has a
+            quarter of its device's pool for them. The default is that of one device of 40 GB, as a plan doesn't
+            depend on how many there are.
         host_rates: bytes of input a second that one core gets through, by operator.
     """
 
@@ -41,6 +44,7 @@ class DeviceCosts:
     launch: float = 200e-6
     train_bytes: float = 32 << 20
     cores: int = 8
+    block_bytes: float = 8 << 30
     host_rates: Mapping[str, float] = field(default_factory=lambda: dict(HOST_RATES), hash=False)
 
     def on_host(self, kernel: Kernel, bytes_in: float) -> float:
@@ -54,3 +58,13 @@ class DeviceCosts:
     def crossing(self, size: float) -> float:
         """Seconds of one core, and of its share of the link, to bring so many bytes across."""
         return size / self.convert_rate + size / self.link_rate * self.cores
+
+    def staying(self, size: float) -> float:
+        """What share of so many bytes of blocks stays on devices until they are read.
+
+        Example:
+            >>> costs = DeviceCosts(block_bytes=100)
+            >>> costs.staying(0), costs.staying(100), costs.staying(400)
+            (1.0, 1.0, 0.25)
+        """
+        return min(1.0, self.block_bytes / size) if size else 1.0

@@ -3,6 +3,10 @@
 Every operator of a stage is weighed on the host and, where it has a kernel there, on a device; so is every
 crossing between the two. The cheapest way from a stage's leaves to its output is kept. It depends on the
 pipeline, on expected sizes and on `DeviceCosts` alone, so that two runs plan alike.
+
+Blocks that a stage makes on a device always go to the host, too; who reads them on a device needn't bring back those
+that are expected to have stayed there. Stages are placed one after the other, each knowing where those are that it
+reads from, but not who will read from it.
 """
 
 from __future__ import annotations
@@ -25,12 +29,14 @@ from ..ops.transform import TransformKernel
 from .device_costs import DeviceCosts
 from .options import PlanOptions
 from .plan import (
+    BlockLeaf,
     BroadcastLeaf,
     Estimate,
     Operator,
     PhysicalPlan,
     RuleEvent,
     ScanLeaf,
+    ShuffleLeaf,
     Stage,
     Step,
     Transfer,
@@ -83,7 +89,7 @@ def place_on_devices(plan: PhysicalPlan, options: PlanOptions) -> PhysicalPlan:
     placed: list[Stage] = []
     events: dict[RuleEvent, None] = dict.fromkeys(plan.trace)
     for stage in plan.stages:
-        stage = _Placer(stage, plan.stages, options, events).place()
+        stage = _Placer(stage, placed, options, events).place()
         changed = [p for p in stage.parents if placed[p].key != plan.stages[p].key]
         if stage.device != "cpu" or changed:
             parents = [placed[p].key for p in stage.parents]
@@ -96,10 +102,15 @@ class _Placer:
     def __init__(
         self, stage: Stage, stages: Sequence[Stage], options: PlanOptions, events: dict[RuleEvent, None]
     ):
-        self.stage, self.stages = stage, stages
+        self.stage, self.stages = stage, stages  # those before it
         self.costs: DeviceCosts = options.device_costs
         self.forced = options.device == "gpu"
         self.events = events
+        read = {
+            leaf.stage for leaf in all_leaves(stage.operator) if isinstance(leaf, BlockLeaf | ShuffleLeaf)
+        }
+        left = sum(stages[id].estimate.bytes for id in sorted(read) if _leaves(stages[id]))
+        self.staying = self.costs.staying(left)
 
     def place(self) -> Stage:
         """Return the stage with its cheapest operator tree."""
@@ -107,7 +118,7 @@ class _Placer:
         if isinstance(stage.operator, Step) and isinstance(stage.operator.kernel, TrainKernel):
             return self.train(stage.operator)
         host, _, _ = self.ways(stage.operator)
-        if not host.transfer.to_device:
+        if not host.transfer.on_device:
             if self.forced and any(map(_predicts, all_kernels(stage.operator))):
                 self.note(True, "a model's predictions")
                 return replace(stage, device="gpu", label=f"{stage.label} [gpu]")
@@ -232,13 +243,16 @@ class _Placer:
         if crosses(schema) is not None:
             return Way(_NEVER, host.operator, host.transfer)
         step = Step(ToDevice(), (host.operator,), schema, size)
-        moved = replace(host.transfer, to_device=host.transfer.to_device + size.bytes)
-        return Way(host.seconds + self.costs.crossing(size.bytes), step, moved)
+        leaf = host.operator
+        left = isinstance(leaf, BlockLeaf | ShuffleLeaf) and _leaves(self.stages[leaf.stage])
+        found = size.bytes * self.staying if left else 0.0
+        moved = host.transfer + Transfer(to_device=size.bytes - found, found=found)
+        return Way(host.seconds + self.costs.crossing(size.bytes - found), step, moved)
 
     def back(self, device: Way, schema: pa.Schema, size: Estimate) -> Way:
         """The way that crosses back to the host after all."""
         step = Step(ToHost(), (device.operator,), schema, size)
-        moved = replace(device.transfer, to_host=device.transfer.to_host + size.bytes)
+        moved = device.transfer + Transfer(to_host=size.bytes)
         return Way(device.seconds + self.costs.crossing(size.bytes), step, moved)
 
     def leaf(self, leaf: Operator) -> Estimate:
@@ -253,6 +267,15 @@ class _Placer:
             for split in splits
         )
         return Estimate(rows, max(size, rows * row_width(leaf.schema)))
+
+
+def _leaves(stage: Stage) -> bool:
+    """Whether a stage leaves its blocks on devices as well; not those that the host has cut into segments."""
+    top, exchange = stage.operator, stage.exchange
+    if stage.sink is not None or not isinstance(top, Step):
+        return False
+    whole = exchange is None or exchange.count == 1
+    return isinstance(top.kernel, DevicePartition) or (isinstance(top.kernel, ToHost) and whole)
 
 
 def _predicts(kernel: Kernel) -> bool:

@@ -189,6 +189,7 @@ def _stage_dict(stage: Stage) -> dict[str, Any]:
         "device": stage.device,
         "to_device_bytes": round(stage.transfer.to_device),
         "to_host_bytes": round(stage.transfer.to_host),
+        "found_on_device_bytes": round(stage.transfer.found),
     }
 
 
@@ -197,4 +198,5 @@ def _storage_text(storage: Storage) -> str:
 
 
 def _transfer_text(transfer: Transfer) -> str:
-    return f"about {human_bytes(transfer.to_device)} there, {human_bytes(transfer.to_host)} back"
+    found = f"; {human_bytes(transfer.found)} found there" if transfer.found else ""
+    return f"about {human_bytes(transfer.to_device)} there, {human_bytes(transfer.to_host)} back{found}"

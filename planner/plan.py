@@ -173,13 +173,27 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Expected bytes that cross between host and device, of all partitions together."""
+    """Expected bytes that cross between host and device, of all partitions together.
+
+    Attributes:
+        to_device: from the host.
+        to_host: to the host.
+        found: don't cross, as they are read where a stage before has left them on a device.
+    """
 
     to_device: float = 0.0
     to_host: float = 0.0
+    found: float = 0.0
 
     def __add__(self, other: Transfer) -> Transfer:
-        return Transfer(self.to_device + other.to_device, self.to_host + other.to_host)
+        return Transfer(
+            self.to_device + other.to_device, self.to_host + other.to_host, self.found + other.found
+        )
+
+    @property
+    def on_device(self) -> float:
+        """All that is read on a device."""
+        return self.to_device + self.found
 
 
 @dataclass(frozen=True)
@@ -213,7 +227,7 @@ class Stage:
         estimate: expected size of all partitions together.
         storage: how its blocks are kept between runs, if a user asked for it.
         device: "gpu" if its tasks need a worker with a GPU, else "cpu".
-        transfer: what crosses between host and device.
+        transfer: what crosses between host and device, and what needn't.
     """
 
     id: int

@@ -24,7 +24,7 @@ from headwater.ops.project import ProjectKernel
 from headwater.ops.sort import SortKey
 from headwater.planner.device_costs import DeviceCosts
 from headwater.planner.devices import place_on_devices
-from headwater.planner.explain import physical_lines
+from headwater.planner.explain import explain_dict, physical_lines
 from headwater.planner.options import PlanOptions
 from headwater.planner.plan import (
     BlockLeaf,
@@ -33,8 +33,10 @@ from headwater.planner.plan import (
     Exchange,
     Operator,
     PhysicalPlan,
+    ShuffleLeaf,
     Stage,
     Step,
+    Transfer,
     UnionStep,
     all_kernels,
 )
@@ -91,17 +93,37 @@ def chain(*kernels: Kernel, sizes: Sequence[float] = (), schema: pa.Schema = SCH
     return operator
 
 
-def plan_of(operator: Operator, first: float = 100.0) -> PhysicalPlan:
-    """A stage that leaves so many bytes, one with the operator, and one that reads that."""
-    begin = Stage(0, "k0", "first", UnionStep((), SCHEMA), 1, SCHEMA, estimate=Estimate(1, first))
+def plan_of(operator: Operator, first: float = 100.0, made: bool = False) -> PhysicalPlan:
+    """A stage that leaves so many bytes, one with the operator, and one that reads that.
+
+    With ``made``, the first has an operator of a device, `both99`.
+    """
+    rows: Operator = UnionStep((), SCHEMA)
+    if made:
+        rows = Step(
+            Both(99), (Step(OnlyHost(98), (rows,), SCHEMA, Estimate(1, first)),), SCHEMA, Estimate(1, first)
+        )
+    begin = Stage(0, "k0", "first", rows, 1, SCHEMA, estimate=Estimate(1, first))
     middle = Stage(1, "k1", "second", operator, 1, SCHEMA, estimate=Estimate(1, 1))
     end = Stage(2, "k2", "third", BlockLeaf(1, 1, SCHEMA), 1, SCHEMA)
     return PhysicalPlan((begin, middle, end), {"out": 2})
 
 
-def placed(operator: Operator, device: str = "gpu", first: float = 100.0, **rates: float) -> PhysicalPlan:
-    costs = replace(COSTS, host_rates={name: 1 / seconds for name, seconds in rates.items()})
-    return place_on_devices(plan_of(operator, first), PlanOptions(device=device, device_costs=costs))
+def placed(
+    operator: Operator,
+    device: str = "gpu",
+    first: float = 100.0,
+    room: float | None = None,
+    **rates: float,
+) -> PhysicalPlan:
+    """A plan of three stages; with ``room`` the first makes its rows on a device that has room for so many bytes."""
+    made = room is not None
+    costs = replace(
+        COSTS,
+        host_rates={name: 1 / seconds for name, seconds in rates.items()} | {"both99": 1e-9},
+        block_bytes=room or 0.0,
+    )
+    return place_on_devices(plan_of(operator, first, made), PlanOptions(device=device, device_costs=costs))
 
 
 def names(plan: PhysicalPlan) -> list[str]:
@@ -153,6 +175,57 @@ def test_a_cheap_operator_between_dear_ones_stays_on_the_device():
 def test_rows_cross_where_they_are_fewest():
     plan = placed(chain(Both(1), Both(2), sizes=(1, 1000)), "auto", both1=99.0, both2=20.0)
     assert names(plan) == ["to device", "both1@", "to host", "both2"]
+
+
+def test_what_was_left_on_a_device_needn_t_cross_again():
+    assert names(placed(chain(Both(1), sizes=(1,)), "auto", both1=10.0)) == ["both1"]
+    plan = placed(chain(Both(1), sizes=(1,)), "auto", room=100, both1=10.0)
+    assert names(plan) == ["to device", "both1@", "to host"]
+    first, second, third = (stage.transfer for stage in plan.stages)
+    assert (first.to_device, first.to_host, first.found) == (100, 100, 0)  # a block always goes to the host
+    assert (second.to_device, second.to_host, second.found) == (0, 1, 100)
+    assert third == Transfer()  # has no operator
+    text = list(physical_lines(plan))
+    assert "    on gpu: about 0 B there, 1 B back; 100 B found there" in text
+    assert text[-1] == "Between host and device: about 100 B there, 101 B back; 100 B found there"
+    stages = explain_dict({}, {}, plan)["stages"]
+    assert [stage["found_on_device_bytes"] for stage in stages] == [0, 100, 0]
+
+
+def test_what_is_larger_than_the_room_crosses_in_part():
+    plan = placed(chain(Both(1)), first=400, room=100)
+    assert plan.stages[1].transfer == Transfer(to_device=300, to_host=100, found=100)
+    none = placed(chain(Both(1)), first=400, room=0)
+    assert none.stages[1].transfer == Transfer(to_device=400, to_host=100)
+    both = Step(Both(1), (BlockLeaf(0, 0, SCHEMA), BlockLeaf(1, 1, SCHEMA)), SCHEMA, Estimate(1, 10))
+    stages = list(plan_of(both, made=True).stages)
+    stages[1:1] = [replace(stages[0], id=1, key="other", estimate=Estimate(1, 300))]
+    stages = [replace(stage, id=number) for number, stage in enumerate(stages[:3])]
+    costs = replace(COSTS, block_bytes=100)
+    found = place_on_devices(PhysicalPlan(tuple(stages), {}), PlanOptions(device="gpu", device_costs=costs))
+    assert found.stages[2].transfer == Transfer(to_device=300, to_host=10, found=100)  # they share the room
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({}, True),
+        ({"exchange": Exchange(HashPartitioner(("x",), 4))}, True),
+        ({"exchange": Exchange(HashPartitioner(("x",), 1))}, True),
+        ({"exchange": Exchange(HashPartitioner(("x",), 4)), "sample": (SortKey("x"),)}, False),
+    ],
+)
+def test_segments_that_the_host_cuts_are_not_left_on_a_device(change, found):
+    plan = plan_of(Step(Both(1), (ShuffleLeaf(0, 0, SCHEMA),), SCHEMA, Estimate(1, 1)), made=True)
+    plan = replace(plan, stages=(replace(plan.stages[0], **change), *plan.stages[1:]))
+    after = place_on_devices(plan, PlanOptions(device="gpu", device_costs=COSTS))
+    assert after.stages[1].transfer.found == (100 if found else 0)
+
+
+def test_broadcasts_are_read_from_the_host_wherever_they_were_made():
+    step = Step(Both(1), (BlockLeaf(0, 0, SCHEMA), BroadcastLeaf(1, 0, SCHEMA)), SCHEMA, Estimate(1, 1))
+    plan = place_on_devices(plan_of(step, made=True), PlanOptions(device="gpu", device_costs=COSTS))
+    assert plan.stages[1].transfer == Transfer(to_host=1, found=100)
 
 
 def test_nested_columns_stay_on_the_host():
@@ -222,19 +295,21 @@ def test_unknown_devices_are_refused():
         PlanOptions(device="gpus")
 
 
-def seconds_of(operator: Operator, sizes: dict[int, float], rates: dict[str, float]) -> float:
-    """What a chain is expected to take, summed again from the costs' definition."""
+def seconds_of(
+    operator: Operator, sizes: dict[int, float], rates: dict[str, float], there: float = 0.0
+) -> float:
+    """What a chain is expected to take, summed again from the costs' definition; so much of what it reads is there."""
     if not isinstance(operator, Step):
         return 0.0
     below = operator.inputs[0]
     read = below.estimate.bytes if isinstance(below, Step) else sizes[-1]
     if isinstance(operator.kernel, ToDevice | ToHost):
-        cost = 9 * operator.estimate.bytes
+        cost = 9 * (operator.estimate.bytes - (0.0 if isinstance(below, Step) else there))
     elif isinstance(operator.kernel, There):
         cost = 8 * read
     else:
         cost = rates[operator.kernel.label] * read
-    return cost + seconds_of(below, sizes, rates)
+    return cost + seconds_of(below, sizes, rates, there)
 
 
 def every_way(kernels: list[Both], sizes: list[float], first: float) -> Iterator[Operator]:
@@ -254,12 +329,15 @@ def every_way(kernels: list[Both], sizes: list[float], first: float) -> Iterator
 @given(
     st.lists(st.tuples(st.booleans(), st.floats(1, 500), st.floats(0.01, 200)), min_size=1, max_size=6),
     st.floats(1, 500),
+    st.none() | st.floats(0, 1000),
 )
-def test_no_way_is_cheaper(steps, first):
+def test_no_way_is_cheaper(steps, first, room):
     kernels = [(Both if both else OnlyHost)(number) for number, (both, _, _) in enumerate(steps)]
     sizes = [size for _, size, _ in steps]
     rates = {kernel.label: seconds for kernel, (_, _, seconds) in zip(kernels, steps)}
-    chosen = placed(chain(*kernels, sizes=sizes), "auto", first, **rates).stages[1].operator
-    known = {-1: first}
-    best = min(seconds_of(way, known, rates) for way in every_way(kernels, sizes, first))
-    assert seconds_of(chosen, known, rates) == pytest.approx(best)
+    stage = placed(chain(*kernels, sizes=sizes), "auto", first, room, **rates).stages[1]
+    known, there = {-1: first}, 0.0 if room is None else min(first, room)
+    best = min(seconds_of(way, known, rates, there) for way in every_way(kernels, sizes, first))
+    assert seconds_of(stage.operator, known, rates, there) == pytest.approx(best)
+    on_device = stage.device == "gpu" and isinstance(next(all_kernels(stage.operator)), ToDevice)
+    assert stage.transfer.found == (pytest.approx(there) if on_device else 0)
