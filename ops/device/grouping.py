@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -93,15 +94,15 @@ class DeviceGroups:
         counts = xp.zeros(self.count, dtype=np.uint64)
         flags = self.codes if valid is None else valid
         args = (self.codes, flags, np.int32(valid is not None), np.int32(len(self)), np.int32(self.count))
-        launch(kernel(xp, "grouping", "count_rows"), len(self), (*args, counts), each=TILE // 256)
+        launch(kernel(xp, "grouping", "count_rows", WORD="u32"), len(self), (*args, counts), each=TILE // 256)
         return counts.view(np.int64)
 
 
 def group(columns: Sequence[DeviceColumn], rows: int, xp: ModuleType) -> DeviceGroups:
     """Number the groups of equal rows.
 
-    After `key_words` it moves, a row, 20 bytes where words are few (each word twice, the code, and slots in cache),
-    else about 44 and three accesses at random places.
+    After `key_words` it moves, a row, 12 bytes where words are few (each word of 4 bytes twice, the code, and slots in
+    cache), else about 40 and three accesses at random places; 8 more where words have 8 bytes.
 
     Args:
         columns: the keys, each of ``rows`` values; none puts all rows in one group.
@@ -138,7 +139,7 @@ def _one_group(rows: int, xp: ModuleType) -> DeviceGroups:
 def _direct(keys: KeyWords, rows: int, xp: ModuleType) -> DeviceGroups:
     word = keys.words[0]
     owners = xp.full(keys.size, FREE, dtype=np.int32)
-    launch(kernel(xp, "grouping", "claim_direct"), rows, (word, np.int32(rows), owners), each=_EACH)
+    launch(_kernel("claim_direct", word, xp), rows, (word, np.int32(rows), owners), each=_EACH)
     if _SORTED * keys.size > max(rows, _SORTED * _SLOTS):
         return _numbered(owners, None, word, rows, xp)
     order = xp.argsort(owners)
@@ -146,7 +147,7 @@ def _direct(keys: KeyWords, rows: int, xp: ModuleType) -> DeviceGroups:
     numbers = xp.empty(keys.size, dtype=np.int32)
     numbers[order] = xp.arange(keys.size, dtype=np.int32)
     codes = xp.empty(rows, dtype=np.int32)
-    launch(kernel(xp, "grouping", "look_up"), rows, (word, numbers, np.int32(rows), codes), each=_EACH)
+    launch(_kernel("look_up", word, xp), rows, (word, numbers, np.int32(rows), codes), each=_EACH)
     return DeviceGroups(codes, count, owners[order[:count]].astype(np.int64), xp)
 
 
@@ -155,7 +156,7 @@ def _hashed(keys: KeyWords, rows: int, xp: ModuleType) -> DeviceGroups:
     owners = xp.full(capacity, FREE, dtype=np.int32)
     slots = xp.empty(rows, dtype=np.uint32)
     args = (keys.words, np.int32(keys.words.shape[0]), np.int32(rows), owners, np.uint64(capacity - 1), slots)
-    launch(kernel(xp, "grouping", "claim_hashed"), rows, args)
+    launch(_kernel("claim_hashed", keys.words, xp), rows, args)
     return _numbered(owners, slots, keys.words, rows, xp)
 
 
@@ -164,11 +165,14 @@ def _numbered(owners: Array, slots: Array | None, words: Array, rows: int, xp: M
     codes, marks = xp.empty(rows, dtype=np.int32), xp.empty(rows, dtype=np.int32)
     places = owners if slots is None else slots  # which the kernel doesn't read then
     args = (owners, places, words, np.int32(slots is None), np.int32(rows), codes, marks)
-    launch(kernel(xp, "grouping", "find_firsts"), rows, args, each=_EACH)
+    launch(_kernel("find_firsts", words, xp), rows, args, each=_EACH)
     running = xp.cumsum(marks, dtype=np.int32)
     count = int(running[-1])
     first_rows = xp.empty(count, dtype=np.int64)
-    launch(
-        kernel(xp, "grouping", "number_rows"), rows, (running, np.int32(rows), codes, first_rows), each=_EACH
-    )
+    launch(_kernel("number_rows", words, xp), rows, (running, np.int32(rows), codes, first_rows), each=_EACH)
     return DeviceGroups(codes, count, first_rows, xp)
+
+
+def _kernel(name: str, words: Array, xp: ModuleType) -> Any:
+    """A kernel for words of their width."""
+    return kernel(xp, "grouping", name, WORD="u32" if words.dtype == np.uint32 else "u64")

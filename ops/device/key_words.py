@@ -17,6 +17,8 @@ from .modules import kernel, launch, on_device
 
 #: a word has so many values
 _WORD = 1 << 64
+#: and one of 32 bits so many
+_NARROW = 1 << 32
 #: blocks that look for the range of a column; more would only wait for the same two numbers
 _BLOCKS = 1024
 #: rows of a thread that appends a key, as in the source
@@ -47,7 +49,8 @@ class KeyWords:
     """Keys as words.
 
     Attributes:
-        words: shape (words a row, rows), dtype uint64; no words a row where all keys are equal.
+        words: shape (words a row, rows), dtype uint64, or uint32 where that is enough for the one word a row; no words
+            a row where all keys are equal.
         size: the words of a row are below it, if there is one word a row; else it counts nothing.
     """
 
@@ -70,7 +73,7 @@ def key_words(columns: Sequence[DeviceColumn], rows: int, xp: ModuleType) -> Key
     """Pack keys into words.
 
     Integers are first read for their range: their own width of bytes a row. Then each column is read again and
-    its word is read and written: 16 bytes a row, 8 for a word's first column.
+    its word is read and written: 16 bytes a row, 8 for a word's first column; half of that for words of 32 bits.
 
     Args:
         columns: the keys, each of ``rows`` values; codes of different columns needn't share a dictionary.
@@ -96,7 +99,8 @@ def key_words(columns: Sequence[DeviceColumn], rows: int, xp: ModuleType) -> Key
         else:
             words.append([part])
             room = part.size
-    packed = xp.empty((len(words), rows), dtype=np.uint64)
+    narrow = len(words) == 1 and room <= _NARROW
+    packed = xp.empty((len(words), rows), dtype=np.uint32 if narrow else np.uint64)
     for place, parts in enumerate(words):
         for number, part in enumerate(parts):
             _append(packed[place], part, number == 0, xp)
@@ -186,7 +190,8 @@ def _append(word: Array, part: _Part, first: bool, xp: ModuleType) -> None:
     column, rows = part.column, int(word.shape[0])
     low, size = np.uint64(part.low % _WORD), np.uint64(part.size % _WORD)  # a whole word is always the first
     if on_device(xp):
-        function = kernel(xp, "key_words", "append_key", T=C_NAMES[column.values.dtype])
+        name = "append_narrow" if word.dtype == np.uint32 else "append_key"
+        function = kernel(xp, "key_words", name, T=C_NAMES[column.values.dtype])
         flags = (np.int32(part.nullable), np.int32(part.flags))
         launch(
             function,

@@ -1,6 +1,9 @@
 // Groups of rows with equal key words. A slot ends up with the first row of its key, whichever thread comes first:
 // a row once written to a slot is only ever replaced by an earlier row of the same key.
+// build: -DWORD=u32
+// build: -DWORD=u64
 typedef unsigned char u8;
+typedef unsigned u32;
 typedef unsigned long long u64;
 typedef long long i64;
 
@@ -17,7 +20,7 @@ __device__ __forceinline__ u64 mixed(u64 h) {
 }
 
 // words: count x rows; owners: mask + 1 slots, preset to FREE; slots: the slot of each row
-extern "C" __global__ void claim_hashed(const u64 *words, int count, int rows, int *owners, u64 mask, unsigned *slots) {
+extern "C" __global__ void claim_hashed(const WORD *words, int count, int rows, int *owners, u64 mask, unsigned *slots) {
     int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
     u64 hash = 0;
@@ -31,7 +34,7 @@ extern "C" __global__ void claim_hashed(const u64 *words, int count, int rows, i
         }
         bool same = true;
         for (int w = 0; w < count && same; ++w) {
-            const u64 *word = words + (i64)w * rows;
+            const WORD *word = words + (i64)w * rows;
             same = word[owner] == word[row];
         }
         if (!same) continue;
@@ -48,7 +51,7 @@ extern "C" __global__ void claim_hashed(const u64 *words, int count, int rows, i
 #define ROW_OR_LAST(first, k) ((first) + (k) * blockDim.x < rows ? (first) + (k) * blockDim.x : rows - 1)
 
 // one word a row, below the number of slots
-extern "C" __global__ void claim_direct(const u64 *__restrict__ word, int rows, int *owners) {
+extern "C" __global__ void claim_direct(const WORD *__restrict__ word, int rows, int *owners) {
     i64 first = FIRST_ROW;
     int *owner[EACH], held[EACH];
 #pragma unroll
@@ -64,7 +67,7 @@ extern "C" __global__ void claim_direct(const u64 *__restrict__ word, int rows, 
 
 // firsts: the first row that is equal to each; marks: 1 where that is the row itself. One of slots and word is used
 extern "C" __global__ void find_firsts(const int *__restrict__ owners, const unsigned *__restrict__ slots,
-                                       const u64 *__restrict__ word, int direct, int rows, int *__restrict__ firsts,
+                                       const WORD *__restrict__ word, int direct, int rows, int *__restrict__ firsts,
                                        int *__restrict__ marks) {
     i64 start = FIRST_ROW;
     i64 slot[EACH];
@@ -114,10 +117,10 @@ extern "C" __global__ void number_rows(const int *__restrict__ running, int rows
 }
 
 // numbers: the code of each slot
-extern "C" __global__ void look_up(const u64 *__restrict__ word, const int *__restrict__ numbers, int rows,
+extern "C" __global__ void look_up(const WORD *__restrict__ word, const int *__restrict__ numbers, int rows,
                                    int *__restrict__ codes) {
     i64 first = FIRST_ROW;
-    u64 slot[EACH];
+    WORD slot[EACH];
     int code[EACH];
 #pragma unroll
     for (int k = 0; k < EACH; ++k) slot[k] = word[ROW_OR_LAST(first, k)];

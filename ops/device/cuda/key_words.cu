@@ -78,10 +78,10 @@ extern "C" __global__ void key_range(const T *values, const u8 *valid, int nulla
     if (high > range[1]) atomicMax(&range[1], high);
 }
 
-template <bool WHOLE>
+template <bool WHOLE, class Word>
 static __device__ __forceinline__ void append(const T *__restrict__ values, const u8 *__restrict__ valid, int nullable,
                                               int flags, u64 low, u64 size, int first, i64 start, i64 rows,
-                                              u64 *__restrict__ word) {
+                                              Word *__restrict__ word) {
     u64 code[EACH], before[EACH];
     u8 known[EACH];
 #pragma unroll
@@ -98,17 +98,29 @@ static __device__ __forceinline__ void append(const T *__restrict__ values, cons
         if (!WHOLE && row >= rows) break;
         if (flags) code[k] = known[k] != 0;
         else if (nullable) code[k] = known[k] ? code[k] + 1 : 0;
-        word[row] = before[k] * size + code[k];
+        word[row] = (Word)(before[k] * size + code[k]);
     }
+}
+
+template <class Word>
+static __device__ __forceinline__ void append_rows(const T *values, const u8 *valid, int nullable, int flags, u64 low,
+                                                   u64 size, int first, i64 rows, Word *word) {
+    i64 block = (i64)blockIdx.x * blockDim.x * EACH, start = block + threadIdx.x;
+    if (block + (i64)blockDim.x * EACH <= rows)
+        append<true>(values, valid, nullable, flags, low, size, first, start, rows, word);
+    else
+        append<false>(values, valid, nullable, flags, low, size, first, start, rows, word);
 }
 
 // word * size + (value - low); with nulls 0 stands for null and values count from 1; flags: only whether not null.
 // A thread takes EACH rows, a block's width apart.
 extern "C" __global__ void append_key(const T *values, const u8 *valid, int nullable, int flags, u64 low, u64 size,
                                       int first, i64 rows, u64 *word) {
-    i64 block = (i64)blockIdx.x * blockDim.x * EACH, start = block + threadIdx.x;
-    if (block + (i64)blockDim.x * EACH <= rows)
-        append<true>(values, valid, nullable, flags, low, size, first, start, rows, word);
-    else
-        append<false>(values, valid, nullable, flags, low, size, first, start, rows, word);
+    append_rows(values, valid, nullable, flags, low, size, first, rows, word);
+}
+
+// The same where words have 32 bits.
+extern "C" __global__ void append_narrow(const T *values, const u8 *valid, int nullable, int flags, u64 low, u64 size,
+                                         int first, i64 rows, u32 *word) {
+    append_rows(values, valid, nullable, flags, low, size, first, rows, word);
 }
