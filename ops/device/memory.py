@@ -31,6 +31,8 @@ POOL_SHARE = 0.85
 BUFFER_BYTES = 8 << 20
 #: arrays smaller than this cross as CuPy does it
 STAGED_BYTES = 256 << 10
+#: CUDA's number of "out of memory", of a launch or of an allocation that doesn't go by CuPy's pool
+_CUDA_FULL = 2
 #: a table of so many rows isn't halved any further
 LEAST_ROWS = 1024
 
@@ -97,8 +99,11 @@ def free_memory(xp: ModuleType, everything: bool = False) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, rather than this process's host, is full."""
-    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    """Whether an error of CuPy, PyTorch or CUDA itself says that a device, rather than this process's host, is full."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {"CUDARuntimeError", "CUDADriverError"}:
+        return getattr(error, "status", None) == _CUDA_FULL
+    return "OutOfMemoryError" in kinds
 
 
 def retried(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -121,7 +126,7 @@ def retried(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> 
             free_memory(_cupy(), everything=attempt > 1)
         try:
             return function(*args, **kwargs)
-        except MemoryError as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
             problem = str(error)  # not the error itself: its traceback would hold what is to be freed

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from headwater.ops.device import filter_project, memory, partition, project
+from headwater.ops.device import lowerings as lowerings
 from headwater.ops.device import transfer as transfers
 from headwater.ops.device.memory_bound import held_bytes
 from headwater.ops.device.operators import device_kernel

@@ -217,7 +217,7 @@ def test_a_device_without_room_is_told_from_a_refusal(lender, xp, monkeypatch):
     shared = pickle.loads(lender.lend(0)["shared"])
 
     def full(*args: Any) -> None:
-        raise xp.cuda.memory.OutOfMemoryError("full")
+        raise xp.cuda.memory.OutOfMemoryError(64, 0)
 
     monkeypatch.setattr(xp, "empty", full)
     with pytest.raises(xp.cuda.memory.OutOfMemoryError):
@@ -425,7 +425,7 @@ def test_a_device_that_is_full_borrows_nothing_now(lender, xp, borrowing, monkey
     with monkeypatch.context() as patch:
 
         def full(*args: Any) -> None:
-            raise xp.cuda.memory.OutOfMemoryError("full")
+            raise xp.cuda.memory.OutOfMemoryError(64, 0)
 
         patch.setattr(memory, "_releasers", [])
         patch.setattr(xp, "empty", full)

@@ -123,7 +123,7 @@ def test_a_full_device_is_freed_and_tried_again(xp, monkeypatch):
     def full_at_first(times: int) -> str:
         tries.append(times)
         if len(tries) <= times:
-            raise xp.cuda.memory.OutOfMemoryError("out of memory allocating 64 bytes")
+            raise xp.cuda.memory.OutOfMemoryError(64, 0)
         return "done"
 
     assert retried(full_at_first, 1) == "done"
@@ -133,7 +133,7 @@ def test_a_full_device_is_freed_and_tried_again(xp, monkeypatch):
     assert cache.bytes == 0
     assert len(memory._releasers) == 1
     tries.clear()
-    with pytest.raises(DeviceMemoryError, match=r"the GPU is full: out of memory.*partition_bytes") as caught:
+    with pytest.raises(DeviceMemoryError, match=r"the GPU is full: Out of memory.*partition_bytes") as caught:
         retried(full_at_first, 9)
     assert caught.value.__context__ is None
     assert (
@@ -150,13 +150,30 @@ def test_what_is_no_lack_of_device_memory_is_raised_at_once(xp):
         retried(fail)
 
 
+@pytest.mark.parametrize(("status", "again"), [(2, True), (700, False)])
+def test_cuda_itself_may_be_full(xp, status, again):
+    tries = []
+
+    def launch() -> str:
+        tries.append(status)
+        if len(tries) == 1:
+            raise xp.cuda.runtime.CUDARuntimeError(status)
+        return "done"
+
+    if again:
+        assert retried(launch) == "done"
+    else:
+        with pytest.raises(xp.cuda.runtime.CUDARuntimeError):
+            retried(launch)
+
+
 @pytest.mark.parametrize("room", [1024, 3000, 5000, 100_000])
 def test_rows_that_do_not_fit_together_are_halved(xp, room):
     seen = []
 
     def double(part: DeviceTable) -> np.ndarray:
         if part.rows > room:
-            raise xp.cuda.memory.OutOfMemoryError("full")
+            raise xp.cuda.memory.OutOfMemoryError(64, 0)
         seen.append(part.rows)
         return part.column("x").values * 2
 
@@ -168,7 +185,7 @@ def test_rows_that_do_not_fit_together_are_halved(xp, room):
 
 def test_a_device_without_any_room_is_an_error(xp):
     def full(part: DeviceTable) -> None:
-        raise xp.cuda.memory.OutOfMemoryError("full")
+        raise xp.cuda.memory.OutOfMemoryError(64, 0)
 
     with pytest.raises(DeviceMemoryError):
         list(split_on_oom(table(5000), full))

@@ -171,6 +171,11 @@ class memory:
     class OutOfMemoryError(MemoryError):
         """What a device without room raises."""
 
+        def __init__(self, size: int, total: int, limit: int = 0):
+            if not all(isinstance(number, int) for number in (size, total, limit)):
+                raise TypeError("an integer is required")
+            super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes).")
+
 
 def set_allocator(allocator: Any = None) -> None:
     pass

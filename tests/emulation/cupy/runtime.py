@@ -27,7 +27,7 @@ class CUDARuntimeError(RuntimeError):
 
     def __init__(self, status: int):
         self.status = status
-        super().__init__(_ERRORS[status])
+        super().__init__(_ERRORS.get(status, f"error {status}"))
 
 
 def visible() -> list[str]:
