@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import headwater as hw
 from headwater import col
 from headwater.ops.device import hash_split, memory_bound
+from headwater.session import plan
 
 from .conftest import real_cupy
 
@@ -32,6 +34,7 @@ ORDERS = pa.table(
     }
 )
 CUSTOMERS = pa.table({"customer": np.arange(0, 300, 2), "age": RNG.integers(18, 90, 150)})
+OPTIONS = hw.PlanOptions(partition_bytes=64 << 10)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +46,8 @@ def device(xp) -> Any:
 
 
 def run(outputs: dict[str, Any], device: str) -> tuple[dict[str, pa.Table], dict[str, str], Any]:
-    options = hw.PlanOptions(partition_bytes=64 << 10)
     with (
-        hw.Session("inline", device=device, options=options, journal=False) as session,
+        hw.Session("inline", device=device, options=OPTIONS, journal=False) as session,
         session.run(outputs) as result,
     ):
         names = result.outputs
@@ -116,6 +118,9 @@ def test_rows_are_those_of_the_host(device, monkeypatch, name):
         assert_same(got[output], table)
     assert sum(stage.to_device_bytes for stage in report.stages) > 0
     assert sum(stage.to_device_bytes for stage in before.stages) == 0
+    planned = plan(outputs_of(name), replace(OPTIONS, device="gpu")).stages
+    found = {stage.id for stage in report.stages if stage.device_bytes}
+    assert found == {stage.id for stage in planned if stage.transfer.found}
     monkeypatch.setattr("headwater.runtime.devices.worker_device.CACHE_SHARE", 0)
     _, again, alone = run(outputs_of(name), "gpu")
     assert again == digests  # whichever way rows came
