@@ -4,9 +4,8 @@ typedef unsigned long long Word;
 
 #define ALL 0xffffffffu
 #define TILE 1024
-// loads that are on their way at once, a lane: of the mask, and of items
+// loads of the mask that are on their way at once, a lane
 #define AHEAD 16
-#define EACH 8
 
 // Packs the mask into words, and counts what each tile keeps. ``words`` has 32 a tile.
 extern "C" __global__ void pack_mask(const unsigned char *keep, long long rows, unsigned *words, int *counts) {
@@ -71,9 +70,9 @@ extern "C" __global__ void __launch_bounds__(1024) scan_counts(const int *counts
     }
 }
 
-// Writes the kept items of a tile of one column. Lanes that have none left take the last one again, and write what
-// stands there: with a condition, the compiler would have each load wait for the store before it.
-template <class Item>
+// Writes the kept items of a tile of one column, EACH of a lane at a time. Lanes that have none left take the last one
+// again, and write what stands there: with a condition, the compiler would have each load wait for the store before it.
+template <class Item, int EACH>
 static __device__ __forceinline__ void move(const Word *column, long long tile, long long start, int lane, int count,
                                             const unsigned short *list) {
     const Item *__restrict__ in = (const Item *)column[0] + tile * TILE;
@@ -116,10 +115,10 @@ extern "C" __global__ void __launch_bounds__(256, 4) move_kept(const Word *colum
     long long start = starts[tile];
     for (const Word *column = columns; column != columns + 3 * width; column += 3) {
         switch ((int)column[2]) {
-        case 1: move<unsigned char>(column, tile, start, lane, count, list); break;
-        case 2: move<unsigned short>(column, tile, start, lane, count, list); break;
-        case 4: move<unsigned>(column, tile, start, lane, count, list); break;
-        default: move<Word>(column, tile, start, lane, count, list);
+        case 1: move<unsigned char, 16>(column, tile, start, lane, count, list); break;
+        case 2: move<unsigned short, 16>(column, tile, start, lane, count, list); break;
+        case 4: move<unsigned, 8>(column, tile, start, lane, count, list); break;
+        default: move<Word, 8>(column, tile, start, lane, count, list);
         }
     }
 }

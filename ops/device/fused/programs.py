@@ -188,7 +188,7 @@ def over_kept(emit: Emitter, terms: tuple[Term, ...]) -> Program:
         "const long long *__restrict__ starts",
         "const long long rows",
     ]
-    each = _at_once(emit, 1, 8)
+    each = _at_once(emit, 1, 16)
     # told that so few blocks of a multiprocessor will do, the compiler keeps all loads on their way
     blocks = 4 if len(emit.lines) <= _LONG else 2
     names = _names(declared)
