@@ -91,6 +91,23 @@ def most_buckets(accuracy: float) -> int:
     return 2 * ((0x7FF << mantissa_bits({"accuracy": accuracy})) + 1)
 
 
+def expected_bytes(rows: float, accuracy: float) -> float:
+    """Return how large the sketch of a group is expected to be, for plans.
+
+    Args:
+        rows: of the group.
+        accuracy: of its quantiles.
+
+    Returns:
+        Bytes: 12 for each row, or each bucket of values that span a factor of about 1000, if these are fewer.
+
+    Example:
+        >>> expected_bytes(4, 0.01), expected_bytes(1e6, 0.01), expected_bytes(1e6, 0.001)
+        (48, 7680, 61440)
+    """
+    return 12 * min(rows, 10 << mantissa_bits({"accuracy": accuracy}))
+
+
 def quantile_type(type: pa.DataType) -> pa.DataType | None:
     """Return the type of a quantile over a column type; None if it can't have one."""
     if pa.types.is_decimal(type):

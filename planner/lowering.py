@@ -41,7 +41,7 @@ from .rules.column_pruning import column_pruning
 from .rules.redundant_operators import redundant_operators
 from .scans import EmptySource, kept_splits
 from .sealing import Sealed
-from .sizes import estimate, partition_count
+from .sizes import estimate, partition_count, state_bytes
 from .stages import Fragment, StageBuilder
 from .widths import row_width
 
@@ -218,7 +218,7 @@ def lower_aggregate(low: Lowering, node: Aggregate, below: Fragment) -> Fragment
     size = estimate(node, [below.estimate])
     states = state_schema(node.input.schema, node.keys, node.aggregations)
     rows = size.rows if node.keys else float(below.partitions)
-    state_size = Estimate(rows, rows * row_width(states), size.exact)
+    state_size = Estimate(rows, state_bytes(node, states, rows, below.estimate.rows), size.exact)
     count = low.count(state_size.bytes) if node.keys else 1
     moves = below.partitions > 1 and not _spared(low, node, below, node.keys)
     combine = low.enabled("map_side_combine")

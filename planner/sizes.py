@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from ..ops.aggregate import Aggregate
+from ..ops.aggregate import Aggregate, shared_states
 from ..ops.distinct import Distinct
 from ..ops.filter import Filter
 from ..ops.join import Join
@@ -20,6 +20,7 @@ from ..ops.limit import Limit
 from ..ops.map_batches import MapBatches
 from ..ops.node import Node
 from ..ops.project import Project
+from ..ops.quantiles import ACCURACY, SKETCH, expected_bytes
 from ..ops.sample import Sample
 from ..ops.scan import Scan
 from ..ops.sort import TopK
@@ -71,6 +72,27 @@ def estimate(node: Node, inputs: Sequence[Estimate], splits: Sequence[Split] = (
         rows = min(below.rows, max(1.0, below.rows * DISTINCT_PER_ROW), _combinations(schema))
         return _scaled(below, rows / below.rows if below.rows else 1.0)
     return below
+
+
+def state_bytes(node: Aggregate, states: pa.Schema, groups: float, rows: float) -> float:
+    """Return how many bytes the states of an aggregation take.
+
+    Args:
+        node: the aggregation.
+        states: the schema of its states, one for each group.
+        groups: how many.
+        rows: that are in all of them together.
+
+    Returns:
+        Expected bytes; a sketch of quantiles grows with its group.
+    """
+    sketches = [a for a in shared_states(node.aggregations)[0] if a.function == "approx_quantile"]
+    fixed = pa.schema([field for field in states if field.type != SKETCH])
+    per_group = rows / groups if groups else 0.0
+    size = row_width(fixed)
+    for sketch in sketches:
+        size += expected_bytes(per_group, dict(sketch.options).get("accuracy", ACCURACY))
+    return groups * size
 
 
 def partition_count(size: float, partition_bytes: int, most: int) -> int:

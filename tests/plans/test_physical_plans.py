@@ -88,6 +88,17 @@ def test_a_small_result_takes_one_partition_and_more_operators_stay_in_it(plan, 
     ]
 
 
+def test_sketches_of_many_large_groups_are_exchanged_into_many_partitions(plan, scan):
+    node = scan(
+        "trips", {"a": "int8", "b": "int8", "x": "float64"}, 16, split_bytes=1 << 30, split_rows=60_000_000
+    )
+    median = Aggregation("m", "approx_quantile", "x", (("accuracy", 0.01), ("q", 0.5)))
+    counts = [plan(Aggregate(node, ("a", "b"), (of,))).stages[1].partitions for of in (COUNT, median)]
+    assert counts == [1, 8]  # 66,049 groups of 640 buckets, 12 bytes each
+    few = Aggregate(node, ("a",), (median,))
+    assert plan(few).stages[1].partitions == 1
+
+
 def test_a_global_aggregation_is_one_row_in_one_partition(plan, rides):
     built = plan(Aggregate(rides, (), (COUNT,)))
     assert [stage.partitions for stage in built.stages] == [16, 1]

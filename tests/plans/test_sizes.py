@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from headwater.ops.aggregate import Aggregate, Aggregation
+from headwater.ops.aggregate import Aggregate, Aggregation, state_schema
 from headwater.ops.distinct import Distinct
 from headwater.ops.expressions import col, lit
 from headwater.ops.filter import Filter
 from headwater.ops.join import Join
 from headwater.ops.limit import Limit
 from headwater.ops.node import Node
+from headwater.ops.quantiles import bucket_numbers, expected_bytes, mantissa_bits
 from headwater.ops.sample import Sample
 from headwater.ops.scan import Scan
 from headwater.ops.union import Union
 from headwater.planner.plan import Estimate
 from headwater.planner.selectivity import selectivity
-from headwater.planner.sizes import estimate
+from headwater.planner.sizes import estimate, state_bytes
 from headwater.planner.widths import row_width, type_width
 
 
@@ -54,6 +56,38 @@ def test_groups_are_no_more_than_rows_and_than_the_keys_allow(rides, scan):
     flags = scan("flags", {"a": "bool", "b": "bool"}, split_rows=1_000_000, split_bytes=1 << 20)
     assert size(Aggregate(flags, ("a", "b"), ())).rows == 9
     assert size(Distinct(flags)).rows == 9
+
+
+def test_sketches_of_quantiles_grow_with_their_groups_up_to_a_bound(scan):
+    node = scan("n", {"k": "int8", "x": "float64"}, split_rows=1_000_000)
+    median, fine = ((("accuracy", accuracy), ("q", 0.5)) for accuracy in (0.01, 0.001))
+
+    def per_group(rows: float, *aggregations: Aggregation) -> float:
+        aggregate = Aggregate(node, ("k",), aggregations)
+        states = state_schema(node.schema, aggregate.keys, aggregations)
+        return state_bytes(aggregate, states, 100, 100 * rows) / 100
+
+    half = Aggregation("m", "approx_quantile", "x", median)
+    rest = 1 + 8 + 8  # key and extremes
+    assert per_group(4, half) == rest + 4 * 12
+    assert per_group(640, half) == per_group(1e9, half) == rest + 640 * 12
+    assert per_group(1e9, Aggregation("m", "approx_quantile", "x", fine)) == rest + 8 * 640 * 12
+    quarter = Aggregation("n", "approx_quantile", "x", (("accuracy", 0.01), ("q", 0.25)))
+    assert per_group(1e9, half, quarter) == per_group(1e9, half)  # which read the same state
+    total = Aggregation("t", "sum", "x")
+    assert per_group(4, half, total) == per_group(4, half) + row_width(
+        state_schema(node.schema, (), (total,))
+    )
+    nothing = Aggregate(node, ("k",), (half,))
+    assert state_bytes(nothing, state_schema(node.schema, ("k",), (half,)), 0, 0) == 0
+
+
+def test_a_real_sketch_is_about_as_large_as_is_expected():
+    rng = np.random.default_rng(0)
+    values = np.exp(rng.uniform(0, np.log(1000), 100_000))  # spans a factor of 1000
+    for accuracy in (0.05, 0.01, 0.001):
+        buckets = len(np.unique(bucket_numbers(values, mantissa_bits({"accuracy": accuracy}))))
+        assert 12 * buckets == pytest.approx(expected_bytes(len(values), accuracy), rel=0.05)
 
 
 def test_joins(rides, zones):
