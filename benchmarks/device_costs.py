@@ -52,6 +52,8 @@ def operators(schema: pa.Schema) -> dict[str, tuple[Kernel, int]]:
     """Each operator, and how many inputs of the same rows it takes."""
     sums = (Aggregation("total", "sum", "price"), Aggregation("n", "count", None))
     states = state_schema(schema, ("key",), sums)
+    median = (Aggregation("median", "approx_quantile", "price", (("accuracy", 0.01), ("q", 0.5))),)
+    sketches = state_schema(schema, ("key",), median)
     output = pa.schema([("key", pa.int64()), ("total", pa.float64()), ("n", pa.int64())])
     charge = (col("price") * (1 - col("tax")) * col("quantity")).alias("charge")
     projected = pa.schema([("key", pa.int64()), ("charge", charge.infer(schema))])
@@ -60,6 +62,7 @@ def operators(schema: pa.Schema) -> dict[str, tuple[Kernel, int]]:
         "Filter": (FilterKernel((col("price") > 100) & (col("quantity") < 30)), 1),
         "Project": (ProjectKernel((("key", col("key")), ("charge", charge)), projected), 1),
         "PartialAggregate": (PartialAggregateKernel(("key",), sums, states), 1),
+        "a median": (PartialAggregateKernel(("key",), median, sketches), 1),
         "FinalAggregate": (FinalAggregateKernel(("key",), sums, output), 1),
         "Distinct": (DistinctKernel(("id",)), 1),
         "Join": (JoinKernel(("id",), ("id",), "inner", (("tax", "tax_right"),), joined), 2),
@@ -114,9 +117,13 @@ def host_rates(count: int, sections: Sections) -> dict[str, float]:
 def device_rates(count: int, sections: Sections) -> dict[str, float]:
     """The same on a GPU, per second of wall time; and of crossing to it and back, the link's."""
     import cupy
+    from gpu_ipc import Neighbour
+    from gpu_sorts import cut, drain
 
     from headwater.ops.backend import use_backend
+    from headwater.ops.device.filter_project import fused
     from headwater.ops.device.operators import device_kernel
+    from headwater.ops.device.sort import DeviceSort
     from headwater.ops.device.table import to_arrow, to_device
 
     table = rows(count)
@@ -148,9 +155,27 @@ def device_rates(count: int, sections: Sections) -> dict[str, float]:
         there = to_device(table, cupy)
         return table.nbytes / timed(lambda: to_arrow(there))
 
+    def chain() -> float:
+        held = to_device(table, cupy)
+        lowered: list[Any] = [device_kernel(made[name][0], [table.schema]) for name in ("Filter", "Project")]
+        kernel: Any = fused(*lowered)
+        return held.nbytes / timed(lambda: drain(kernel.run([iter([held])], Context())))
+
+    def by_parts() -> float:
+        held = to_device(table, cupy)
+        kernel = DeviceSort((SortKey("price"), SortKey("id")), held.nbytes // 8)
+        return held.nbytes / timed(lambda: drain(kernel.run([cut(held)], Context(memory_bytes=8 << 30))))
+
+    def borrowed() -> float:
+        with Neighbour(count) as neighbour:
+            return neighbour.bytes / timed(neighbour.copy)
+
     parts: dict[str, Callable[[], float]] = {
         "to device": lambda: table.nbytes / timed(lambda: to_device(table, cupy)),
         "to host": back,
+        "from a process": borrowed,
+        "Filter, Project": chain,
+        "Sort, by parts": by_parts,
         **{name: lambda name=name: rate(name) for name in made},  # type: ignore[misc]
     }
     with use_backend("cupy"):

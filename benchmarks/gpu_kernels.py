@@ -2,7 +2,8 @@
 
 Memory-bound kernels are to reach 60% of the bandwidth of a copy, counting only what they must move: every column read
 once, every result written once, whatever a kernel moves beyond that. Group-by, join and sort are timed beside what CuPy
-and PyTorch have for it; both are given keys and values in arrays, without nulls. Times are medians of events on the
+and PyTorch have for it; both are given keys and values in arrays, without nulls. Last come sorts beyond the device's
+memory. Times are medians of events on the
 device around several calls, after two that compile and fill the pool; so the host prepares a call while the device
 does the one before, except where a call must wait to know how many rows it leaves. Give it so many rows that columns
 are far larger than the device's cache.
@@ -16,12 +17,15 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from typing import Any
 
 import cupy
 import markdown
 import numpy as np
 import pyarrow as pa
+from gpu_ipc import Neighbour
+from gpu_sorts import sorts_table
 from sections import Sections
 
 from headwater.ops import optim
@@ -33,17 +37,20 @@ from headwater.ops.device.filter import DeviceFilter
 from headwater.ops.device.filter_project import DeviceFilterProject, fused
 from headwater.ops.device.fused.words import Tables
 from headwater.ops.device.fusion import lower_expressions
+from headwater.ops.device.gather import take_columns
 from headwater.ops.device.grouping import group
 from headwater.ops.device.key_index import DeviceKeyIndex
 from headwater.ops.device.operators import DeviceKernel, device_kernel
 from headwater.ops.device.partition import hash_partition
 from headwater.ops.device.segmented import sums
+from headwater.ops.device.sketches import number_buckets, tally
 from headwater.ops.device.table import DeviceTable
 from headwater.ops.device.word_order import sort_order
 from headwater.ops.expressions import col
 from headwater.ops.filter import FilterKernel
 from headwater.ops.kernel import Kernel
 from headwater.ops.project import ProjectKernel
+from headwater.ops.quantiles import mantissa_bits
 
 Call = Callable[[], Any]
 #: segments of the hash partition
@@ -123,6 +130,54 @@ def memory_bound(rows: int) -> dict[str, tuple[float, Call]]:
             lambda: hash_partition(table, ("key",), PARTS, cupy),
         ),
         "Adam, float32": (28.0 * rows, lambda: adam.update(grads, state, params, 1)),
+    }
+
+
+def moved_rows(rows: int) -> dict[str, tuple[float, Call]]:
+    """Columns that are gathered, as `memory_bound`."""
+    rng = np.random.default_rng(2)
+    columns = table_of(key=cupy.arange(rows), a=cupy.zeros(rows), b=cupy.ones(rows)).columns
+    places = {"next to each other": np.arange(rows), "anywhere": rng.permutation(rows)}
+    jobs: dict[str, tuple[float, Call]] = {}
+    for how, place in places.items():
+        there = cupy.asarray(place)
+        jobs[f"gather of 3 columns, rows {how}"] = (
+            56.0 * rows,
+            lambda there=there: take_columns(columns, there, cupy),  # type: ignore[misc]
+        )
+    return jobs
+
+
+def sketched(rows: int) -> dict[str, tuple[float, Call]]:
+    """Both steps of quantiles, as `memory_bound`."""
+    rng = np.random.default_rng(3)
+    values, bits = cupy.asarray(rng.lognormal(3, 1, rows)), mantissa_bits({})
+    numbered = number_buckets(values, None, bits, cupy)
+    jobs: dict[str, tuple[float, Call]] = {
+        "buckets of quantiles": (12.0 * rows, lambda: number_buckets(values, None, bits, cupy))
+    }
+    for groups in (1, 16, 10_000):
+        codes = cupy.asarray(rng.integers(0, groups, rows).astype(np.int32))
+        jobs[f"tally of buckets, {groups:,} group{'s' * (groups > 1)}"] = (
+            8.0 * rows,
+            lambda codes=codes, groups=groups: tally(codes, numbered, None, groups, cupy),  # type: ignore[misc]
+        )
+    return jobs
+
+
+def between_processes(rows: int, stack: ExitStack) -> dict[str, tuple[float, Call]]:
+    """Copies from another process on the device, as `memory_bound`; it lives as long as the stack."""
+    neighbour = stack.enter_context(Neighbour(rows))
+
+    def mapped() -> None:
+        if not held:
+            held.append(stack.enter_context(closing(neighbour.mapped())))
+        neighbour.copy()
+
+    held: list[Any] = []
+    return {
+        "copy from another process, memory mapped anew": (2.0 * neighbour.bytes, neighbour.copy),
+        "copy from another process, memory mapped before": (2.0 * neighbour.bytes, mapped),
     }
 
 
@@ -211,18 +266,27 @@ def main() -> int:
     with use_backend("cupy"):
         memory_bound_table(options.rows, options.turns, sections)
         relational_table(options.rows, options.turns, sections)
+        sorts_table(options.rows // 4, sections)
     return sections.status()
 
 
 def memory_bound_table(count: int, turns: int, sections: Sections) -> None:
     """Measure the kernels that memory bounds, and print them."""
     rows, copied = [], 0.0
-    for name, (moved, call) in (sections.run("kernels", lambda: memory_bound(count)) or {}).items():
-        taken = sections.run(name, lambda call=call: milliseconds(call, turns))
-        if taken is not None:
-            rate = moved / taken / 1e6
-            copied = copied or rate
-            rows.append([name, moved / 1e9, rate, f"{100 * rate / copied:.0f}%"])
+    with ExitStack() as stack:
+        parts: dict[str, Callable[[], dict[str, tuple[float, Call]]]] = {
+            "kernels": lambda: memory_bound(count),
+            "gathers": lambda: moved_rows(count),
+            "sketches": lambda: sketched(count),
+            "copies between processes": lambda: between_processes(count, stack),
+        }
+        for part, jobs in parts.items():
+            for name, (moved, call) in (sections.run(part, jobs) or {}).items():
+                taken = sections.run(name, lambda call=call: milliseconds(call, turns))
+                if taken is not None:
+                    rate = moved / taken / 1e6
+                    copied = copied or rate
+                    rows.append([name, moved / 1e9, rate, f"{100 * rate / copied:.0f}%"])
     print(markdown.table(["kernel", "GB", "GB/s", "of a copy"], rows), flush=True)
 
 
