@@ -13,6 +13,7 @@ import pyarrow as pa
 from ..backend import Array, array_namespace
 from . import column as columns_of
 from .column import DeviceColumn
+from .concatenation import joined_columns
 from .gather import take_columns
 
 
@@ -88,6 +89,5 @@ def concat(tables: Sequence[DeviceTable], xp: ModuleType) -> DeviceTable:
     """Put the rows of tables of one schema behind each other; at least one table."""
     if len(tables) == 1:
         return tables[0]
-    parts = zip(*(table.columns for table in tables))
-    whole = tuple(columns_of.joined(list(part), xp) for part in parts)
+    whole = tuple(joined_columns([table.columns for table in tables], xp))
     return DeviceTable(whole, tables[0].schema, sum(table.rows for table in tables))
