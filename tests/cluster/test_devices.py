@@ -294,9 +294,10 @@ def test_a_worker_that_is_to_have_no_device_has_none(two_devices):
 
 def refuse_nccl() -> None:
     """Let NCCL fail as it does where its members can't reach each other."""
-    import cupy
+    import importlib
 
-    cupy.cuda.nccl.device_name = lambda: "the same for all"
+    nccl: Any = importlib.import_module("cupy.cuda.nccl")
+    nccl.device_name = lambda: "the same for all"
 
 
 def test_a_gang_goes_on_without_nccl_where_that_fails(two_devices):

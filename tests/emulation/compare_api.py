@@ -41,7 +41,7 @@ def modules() -> dict[str, tuple[ModuleType, ModuleType]]:
     sys.path.insert(0, str(FOLDER))
     emulated = importlib.import_module("cupy")
     found = {"cupy": emulated, "cupy.cuda": emulated.cuda}
-    found |= {"cupy.cuda.runtime": emulated.cuda.runtime, "cupy.cuda.nccl": emulated.cuda.nccl}
+    found |= {"cupy.cuda.runtime": emulated.cuda.runtime, "cupy.cuda.nccl": sys.modules["cupy.cuda.nccl"]}
     return {name: (found[name], real[name]) for name in names}
 
 

@@ -8,14 +8,15 @@ import weakref
 from typing import Any
 
 from . import ipc
-from . import nccl as nccl
+from . import nccl as _nccl
 from . import runtime as runtime
 from .kernels import Function as Function
 from .kernels import Module as Module
 from .kernels import compiler as compiler
 from .kernels import nvrtc as nvrtc
 
-sys.modules[f"{__name__}.nccl"] = nccl
+#: no attribute of this module before somebody imports it, as in CuPy
+sys.modules[f"{__name__}.nccl"] = _nccl
 
 MEMORY = 1 << 40
 #: what is called of the driver itself, by ctypes
