@@ -296,7 +296,7 @@ def refuse_nccl() -> None:
     """Let NCCL fail as it does where its members can't reach each other."""
     import importlib
 
-    nccl: Any = importlib.import_module("cupy.cuda.nccl")
+    nccl = importlib.import_module("cupy.cuda.nccl")
     nccl.device_name = lambda: "the same for all"
 
 
