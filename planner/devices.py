@@ -77,8 +77,8 @@ def place_on_devices(plan: PhysicalPlan, options: PlanOptions) -> PhysicalPlan:
             ``device_costs`` weighs.
 
     Returns:
-        The plan, in which stages that use a device say so, and have lineage keys of their own, as have those that
-        read from them: floats may differ in their last bits from what a core gives.
+        The plan, in which stages that use a device say so, and have lineage keys of their own, by what they do there,
+        as have those that read from them: floats may differ in their last bits from what a core gives.
 
     Example:
         >>> place_on_devices(PhysicalPlan((), {}), PlanOptions(device="gpu")).stages
@@ -93,7 +93,8 @@ def place_on_devices(plan: PhysicalPlan, options: PlanOptions) -> PhysicalPlan:
         changed = [p for p in stage.parents if placed[p].key != plan.stages[p].key]
         if stage.device != "cpu" or changed:
             parents = [placed[p].key for p in stage.parents]
-            stage = replace(stage, key=lineage_key("Placed", (stage.key, stage.device), parents))
+            where = tuple(type(kernel).__name__ for kernel in all_kernels(stage.operator))
+            stage = replace(stage, key=lineage_key("Placed", (stage.key, stage.device, where), parents))
         placed.append(stage)
     return replace(plan, stages=tuple(placed), trace=tuple(events))
 
@@ -270,7 +271,10 @@ class _Placer:
 
 
 def _leaves(stage: Stage) -> bool:
-    """Whether a stage leaves its blocks on devices as well; not those that the host has cut into segments."""
+    """Whether a stage leaves its blocks on devices as well; not those that the host has cut into segments.
+
+    Nor are segments left there whose strings are of very many values, but no plan knows how many these are.
+    """
     top, exchange = stage.operator, stage.exchange
     if stage.sink is not None or not isinstance(top, Step):
         return False

@@ -278,6 +278,14 @@ def test_keys_of_what_a_device_made_are_their_own():
     assert [stage.key for stage in once.stages] == [stage.key for stage in again.stages]
 
 
+def test_stages_that_do_other_things_on_a_device_have_other_keys():
+    both = chain(Both(1), Both(2), sizes=(1, 1000))
+    whole = placed(both, "auto", both1=99.0, both2=99_000.0).stages[1]
+    half = placed(both, "auto", both1=99.0, both2=20.0).stages[1]
+    assert whole.device == half.device == "gpu"
+    assert whole.key != half.key
+
+
 @pytest.mark.parametrize("partitioner", [HashPartitioner(("x",), 4), RoundRobinPartitioner(3)])
 def test_rows_that_come_from_a_device_are_cut_there_for_an_exchange(partitioner):
     plan = plan_of(chain(Both(1)))
