@@ -158,7 +158,7 @@ class DeviceFinalAggregate(DeviceKernel):
             for start in range(0, finished.rows, UNIT_ROWS):
                 yield finished.slice(start, start + UNIT_ROWS)
         elif not self.keys:
-            yield self._of_nothing(xp)
+            yield retried(self._of_nothing, xp)
 
     def _by_parts(
         self,

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from .column import DeviceColumn
 from .host_runs import HostRun, HostRuns, to_host_form
-from .memory import split_on_oom
+from .memory import retried, split_on_oom
 from .operators import DeviceStream
 from .partition import partition_by
 from .row_hash import hash_rows
@@ -68,7 +68,7 @@ def numbered(stream: Iterable[DeviceTable], xp: ModuleType) -> DeviceStream:
     """Append a column, `PLACE`, that numbers the rows of a stream from 0."""
     offset = 0
     for table in stream:
-        numbers = xp.arange(offset, offset + table.rows, dtype=np.int64)
+        numbers = retried(xp.arange, offset, offset + table.rows, dtype=np.int64)
         columns = (*table.columns, DeviceColumn(pa.int64(), numbers))
         yield replace(table, columns=columns, schema=table.schema.append(PLACE_FIELD))
         offset += table.rows

@@ -120,7 +120,7 @@ class HostRun:
 
     def table(self, xp: ModuleType) -> DeviceTable:
         """Return all rows on the device, of which there is at least one."""
-        return concat(list(self.tables(xp)), xp)
+        return retried(concat, list(self.tables(xp)), xp)
 
 
 class HostRuns:

@@ -97,7 +97,7 @@ class DeviceJoin(DeviceKernel):
         schema = self.kernel.schema.insert(kept, PLACE_FIELD)
         wide = DeviceJoin(replace(self.kernel, schema=schema), limit)
         with host_runs(context, xp) as store:
-            known = (_with_keys(table, self.kernel.right_on, xp) for table in right)
+            known = (retried(_with_keys, table, self.kernel.right_on, xp) for table in right)
             for table in wide._split(numbered(left, xp), known, 0, store, context, xp):
                 yield table.select(self.kernel.schema.names)
 
@@ -142,7 +142,7 @@ class DeviceJoin(DeviceKernel):
             context = replace(context, memory_bytes=context.memory_bytes // 2)  # runs have the other half
             rows = chain(map(to_arrow, drained(held)), right.read())
             for plain in rechunk(self.kernel.run([left.read(), rows], context), UNIT_ROWS):
-                yield to_device(plain, xp)
+                yield retried(to_device, plain, xp)
 
     @property
     def label(self) -> str:
@@ -154,8 +154,13 @@ class DeviceJoin(DeviceKernel):
         return list(dict.fromkeys([*self.kernel.right_on, *(name for name, _ in columns)]))
 
     def _broadcast(self, right: Broadcast, limit: int, xp: ModuleType) -> _Side:
-        held, fits = hold((to_device(table.select(self._needed), xp) for table in right), limit)
-        return self._side(held, xp) if fits else _Side(False)
+        there = (retried(to_device, table.select(self._needed), xp) for table in right)
+        try:
+            held, fits = hold(there, limit)
+        except DeviceMemoryError:
+            return _Side(False)
+        made = self._room_for(held, xp) if fits else None
+        return _Side(False) if made is None else made
 
     def _room_for(self, held: list[DeviceTable], xp: ModuleType) -> _Side | None:
         """Index right rows, unless the device is full; the list is emptied only if it isn't."""
@@ -179,7 +184,7 @@ class DeviceJoin(DeviceKernel):
         for table in left:
             if side.index is None or side.payload is None:
                 if how in ("left", "anti"):
-                    yield self._output(table, self._nulls(table.rows, xp))
+                    yield self._output(table, retried(self._nulls, table.rows, xp))
                 continue
             if how in ("inner", "left") and not side.index.unique:
                 yield from self._pairs(table, side.index, side.payload, xp)

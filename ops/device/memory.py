@@ -106,6 +106,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "OutOfMemoryError" in kinds
 
 
+def make_room_after(error: BaseException) -> None:
+    """Free unused memory and let caches go if something failed because the device is full, as it may be tried again."""
+    if is_out_of_memory(error):
+        free_memory(_cupy(), everything=True)
+
+
 def retried(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
     """Call a function again if the device is full: after its unused memory is freed, then after caches are let go too.
 

@@ -119,8 +119,7 @@ class _Cursor:
     def upto(self, bound: pa.Table) -> DeviceStream:
         """Yield the next rows that don't come after a bound."""
         while self._ahead is not None:
-            within = range_segments(self._ahead, bound, self._backwards, 2, self._xp)
-            yield from self._cut(int(self._xp.count_nonzero(within)))
+            yield from self._cut(retried(_rows_beyond, self._ahead, bound, self._backwards, self._xp))
             if self._ahead is not None:
                 return
             self._ahead = next(self._stream, None)
@@ -130,9 +129,7 @@ class _Cursor:
         while self._ahead is not None:
             rows = self._ahead.rows
             if bound is not None:
-                rows -= int(
-                    self._xp.count_nonzero(range_segments(self._ahead, bound, self._keys, 2, self._xp))
-                )
+                rows -= retried(_rows_beyond, self._ahead, bound, self._keys, self._xp)
             yield from self._cut(rows)
             if self._ahead is not None:
                 return
@@ -145,3 +142,8 @@ class _Cursor:
         self._ahead = table.slice(rows, table.rows) if left else None
         if rows:
             yield table.slice(0, rows) if left else table
+
+
+def _rows_beyond(table: DeviceTable, bound: pa.Table, keys: Sequence[SortKey], xp: ModuleType) -> int:
+    """How many rows don't come before a bound."""
+    return int(xp.count_nonzero(range_segments(table, bound, keys, 2, xp)))

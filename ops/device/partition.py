@@ -24,7 +24,7 @@ from ..partitioner import (
     RoundRobinPartitioner,
     SinglePartitioner,
 )
-from .memory import split_on_oom
+from .memory import retried, split_on_oom
 from .modules import kernel, launch, on_device
 from .operators import DeviceKernel, DeviceStream
 from .range_segments import range_segments
@@ -197,13 +197,13 @@ def _gathered(stream: DeviceStream, xp: ModuleType) -> DeviceStream:
     rows = 0
     for table in stream:
         if held and rows + table.rows > UNIT_ROWS:
-            yield concat(held, xp)
+            yield retried(concat, held, xp)
             held, rows = [], 0
         if table.rows:
             held.append(table)
             rows += table.rows
     if held:
-        yield concat(held, xp)
+        yield retried(concat, held, xp)
 
 
 def _arrays(table: DeviceTable) -> list[Array]:

@@ -68,7 +68,7 @@ class DeviceSort(DeviceKernel):
 
 def device_tables(stream: DeviceStream | Broadcast, xp: ModuleType) -> DeviceStream:
     """Yield the tables of an input that have rows, on the device."""
-    tables = (to_device(t, xp) for t in stream) if isinstance(stream, Broadcast) else stream
+    tables = (retried(to_device, t, xp) for t in stream) if isinstance(stream, Broadcast) else stream
     return (table for table in tables if table.rows)
 
 
@@ -101,7 +101,7 @@ def on_host(
     """Run a kernel of the host over device tables, brought there and back."""
     plain = [i if isinstance(i, Broadcast) else _on_host(i) for i in inputs]
     for table in rechunk(host.run(plain, context), UNIT_ROWS):
-        yield to_device(table, xp)
+        yield retried(to_device, table, xp)
 
 
 def unordered(keys: Sequence[SortKey], schema: pa.Schema) -> str | None:

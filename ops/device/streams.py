@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 
+from .memory import retried
 from .table import DeviceTable, concat
 
 
@@ -25,10 +26,10 @@ def rechunk(stream: Iterable[DeviceTable], rows: int, xp: ModuleType) -> Iterato
         while held + table.rows - start >= rows:
             pending.append(table.slice(start, start + rows - held))
             start += rows - held
-            yield concat(pending, xp)
+            yield retried(concat, pending, xp)
             pending, held = [], 0
         if start < table.rows:
             pending.append(table.slice(start, table.rows))
             held += table.rows - start
     if held:
-        yield concat(pending, xp)
+        yield retried(concat, pending, xp)

@@ -85,13 +85,14 @@ class DeviceBlocks:
             offsets: of the block's segments, see `Block`.
         """
         draft, self._draft = self._draft, None
-        if draft is None or not draft.parts or len(draft.parts[0][1]) != len(offsets):
+        parts = None if draft is None else draft.parts  # which another task may give up meanwhile
+        if not parts or len(parts[0][1]) != len(offsets):
             return  # or the host has cut them into segments
         xp = array_namespace()
         if on_device(xp):
             xp.cuda.get_current_stream().synchronize()  # others read it, in whatever order
         key = BlockKey(self._task.run, self._task.stage, partition, self._task.attempt)
-        self._cache.put_parts(key, draft.parts, offsets.tolist())
+        self._cache.put_parts(key, parts, offsets.tolist())
 
     # -- what the task reads ------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from ...lineage.fingerprint import Fingerprint
 from ...lineage.stream_fingerprint import StreamFingerprint
 from ...ops.backend import stage_backend
 from ...ops.device.cache import DeviceCache
-from ...ops.device.memory import Traffic, counted
+from ...ops.device.memory import Traffic, counted, make_room_after
 from ...ops.device.operators import DeviceStream
 from ...ops.device.partition import DevicePartition
 from ...ops.device.table import DeviceTable
@@ -182,6 +182,7 @@ class _Attempt:
         except CancelledTask:
             raise  # what it has finished may have been found and taken meanwhile; it goes with the run
         except BaseException as error:
+            make_room_after(error)
             with suppress(OSError):
                 self.store.delete_blocks(result.block.path for result in done if result.block)
             if isinstance(error, FileNotFoundError) and str(self.store.root) in str(error):

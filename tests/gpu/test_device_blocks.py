@@ -237,3 +237,19 @@ def test_a_full_device_takes_unfinished_blocks_back(blocks, xp):
     assert len(list(stream)) == 1
     maker.keep(0, np.arange(2))
     assert not blocks.cache.holds("run", 1)
+
+
+def test_a_device_that_is_full_while_a_block_is_kept_harms_nothing(blocks, xp, monkeypatch):
+    """Another thread lets go of unfinished blocks while this one waits for the device."""
+
+    class Stream:
+        def synchronize(self) -> None:
+            blocks.cache.clear()
+
+    there = to_device(rows_of(100), xp)
+    maker = DeviceBlocks(blocks.cache, Task("run", 1, 0, 0, ()))
+    assert len(list(maker.passing(iter([there])))) == 1
+    monkeypatch.setattr(xp.cuda, "get_current_stream", Stream)
+    maker.keep(0, np.arange(2))
+    (kept,) = blocks.cache.get(BlockKey("run", 1, 0, 0), 0)
+    assert kept is there or to_arrow(kept).equals(to_arrow(there))

@@ -6,16 +6,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headwater.ops.device import filter_project, memory, partition, project
+from headwater.ops.device import filter_project, join, memory, partition, project, streams
 from headwater.ops.device import lowerings as lowerings
 from headwater.ops.device import transfer as transfers
+from headwater.ops.device.cache import BlockKey, DeviceCache
+from headwater.ops.device.join import DeviceJoin
 from headwater.ops.device.memory_bound import held_bytes
 from headwater.ops.device.operators import device_kernel
 from headwater.ops.device.partition import DevicePartition
 from headwater.ops.device.table import to_arrow, to_device
 from headwater.ops.expressions import col
 from headwater.ops.filter import FilterKernel
-from headwater.ops.kernel import Context
+from headwater.ops.join import JoinKernel
+from headwater.ops.kernel import Broadcast, Context
 from headwater.ops.partitioner import RoundRobinPartitioner
 from headwater.ops.project import ProjectKernel
 
@@ -106,3 +109,45 @@ def test_what_crosses_is_tried_again(xp, monkeypatch):
     monkeypatch.setattr(transfers, "to_device", full_once)
     (there,) = transfers.ToDevice().run([iter([TABLE])], Context())
     assert to_arrow(there).equals(TABLE)
+
+
+def test_what_is_put_together_finds_room_in_the_end(xp, monkeypatch):
+    whole, failures = streams.concat, [xp.cuda.memory.OutOfMemoryError(1, 2)] * 2
+
+    def full_twice(tables, xp):
+        if failures:
+            raise failures.pop()
+        return whole(tables, xp)
+
+    monkeypatch.setattr(streams, "concat", full_twice)
+    halves = [to_device(TABLE.slice(0, 2500), xp), to_device(TABLE.slice(2500), xp)]
+    (there,) = streams.rechunk(iter(halves), 5000, xp)
+    assert to_arrow(there).equals(TABLE)
+    assert not failures
+
+
+@pytest.mark.parametrize("name", ["to_device", "concat"])
+def test_a_broadcast_side_that_finds_no_room_is_joined_on_the_host(xp, monkeypatch, name):
+    right = pa.table({"x": np.arange(0, 5000, 7), "z": np.arange(715)})
+    schema = TABLE.schema.append(right.schema.field("z"))
+    host = JoinKernel(("x",), ("x",), "inner", (("z", "z"),), schema)
+    sides = [Broadcast(lambda: iter([right.slice(0, 400), right.slice(400)]), right.schema, {}) for _ in "ab"]
+    expected = pa.concat_tables(host.run([iter([TABLE]), sides[0]], Context()))
+
+    def full(*args):
+        raise xp.cuda.memory.OutOfMemoryError(1, 2)
+
+    there = to_device(TABLE, xp)
+    monkeypatch.setattr(join, name, full)
+    found = DeviceJoin(host).run([iter([there]), sides[1]], Context())
+    assert pa.concat_tables(map(to_arrow, found)).equals(expected)
+
+
+def test_an_attempt_that_found_the_device_full_leaves_room_for_the_next(xp):
+    cache, key = DeviceCache(1 << 20), BlockKey("run", 0, 0, 0)
+    memory.on_low_memory(cache.clear)
+    assert cache.put(key, [[to_device(TABLE, xp)]])
+    memory.make_room_after(ValueError("something else"))
+    assert cache.bytes == TABLE.nbytes
+    memory.make_room_after(xp.cuda.memory.OutOfMemoryError(1, 2))
+    assert cache.bytes == 0
