@@ -18,7 +18,9 @@ class Window:
 
     def __init__(self, size: int, xp: ModuleType):
         try:
-            self._memory = xp.cuda.memory.Memory(size)  # not of the pool: CUDA itself says that there is no room
+            self._memory = xp.cuda.memory.Memory(
+                size
+            )  # not of the pool: CUDA itself says that there is no room
             self.size, self.address = size, int(self._memory.ptr)
             self.handle = bytes(xp.cuda.runtime.ipcGetMemHandle(self.address))
         except xp.cuda.runtime.CUDARuntimeError as error:
