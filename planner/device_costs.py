@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..ops.kernel import Kernel
+from ..ops.partitioner import Partitioner
 
-#: bytes of input a second that one core gets through, by operator; `benchmarks/device_costs.py` measures them
+#: bytes of input a second that one core gets through, by operator, and by how rows are cut for an exchange;
+#: `benchmarks/device_costs.py` measures them
 HOST_RATES = {
     "Filter": 7.7e9,
     "Project": 14e9,
@@ -18,6 +20,9 @@ HOST_RATES = {
     "Join": 3.1e9,
     "Sort": 0.19e9,
     "TopK": 0.29e9,
+    "HashPartitioner": 0.6e9,
+    "RangePartitioner": 0.22e9,
+    "RoundRobinPartitioner": 1.1e9,
 }
 
 
@@ -35,7 +40,7 @@ class DeviceCosts:
         block_bytes: of blocks that devices hold for the stages that read them, all devices together. A worker has a
             quarter of its device's pool for them. The default is that of one device of 40 GB, as a plan doesn't
             depend on how many there are.
-        host_rates: bytes of input a second that one core gets through, by operator.
+        host_rates: bytes of input a second that one core gets through, by operator or kind of partitioner.
     """
 
     link_rate: float = 20e9
@@ -47,9 +52,16 @@ class DeviceCosts:
     block_bytes: float = 8 << 30
     host_rates: Mapping[str, float] = field(default_factory=lambda: dict(HOST_RATES), hash=False)
 
-    def on_host(self, kernel: Kernel, bytes_in: float) -> float:
-        """Seconds of one core for an operator over so many bytes."""
-        return bytes_in / self.host_rates.get(kernel.label, 1e9)
+    def on_host(self, work: Kernel | Partitioner, bytes_in: float) -> float:
+        """Seconds of one core for an operator over so many bytes, or to cut these for an exchange.
+
+        Example:
+            >>> from headwater.ops.partitioner import RoundRobinPartitioner
+            >>> DeviceCosts(host_rates={"RoundRobinPartitioner": 50}).on_host(RoundRobinPartitioner(4), 100)
+            2.0
+        """
+        name = work.label if isinstance(work, Kernel) else type(work).__name__
+        return bytes_in / self.host_rates.get(name, 1e9)
 
     def on_device(self, bytes_in: float, partitions: int) -> float:
         """Seconds of one core's share of a device for an operator over so many bytes."""

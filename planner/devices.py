@@ -6,12 +6,13 @@ pipeline, on expected sizes and on `DeviceCosts` alone, so that two runs plan al
 
 Blocks that a stage makes on a device always go to the host, too; who reads them on a device needn't bring back those
 that are expected to have stayed there. Stages are placed one after the other, each knowing where those are that it
-reads from, but not who will read from it.
+reads from. Where a stage's rows are cut for an exchange is weighed with what its readers save (`Outlook`); so even a
+stage that does nothing else may do it on a device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -20,13 +21,14 @@ from ..lineage.keys import lineage_key
 from ..ops.device import lowerings as lowerings
 from ..ops.device.filter_project import DeviceFilterProject, fused
 from ..ops.device.operators import DeviceKernel, device_kernel
-from ..ops.device.partition import DevicePartition, refusal
+from ..ops.device.partition import DevicePartition
 from ..ops.device.transfer import ToDevice, ToHost, crosses
 from ..ops.kernel import Kernel
 from ..ops.training.predict import Predict
 from ..ops.training.train import TrainKernel
 from ..ops.transform import TransformKernel
 from .device_costs import DeviceCosts
+from .device_outlook import Outlook, is_cut
 from .options import PlanOptions
 from .plan import (
     BlockLeaf,
@@ -87,9 +89,17 @@ def place_on_devices(plan: PhysicalPlan, options: PlanOptions) -> PhysicalPlan:
     if options.device == "cpu":
         return plan
     placed: list[Stage] = []
+    left: set[int] = set()
     events: dict[RuleEvent, None] = dict.fromkeys(plan.trace)
+
+    def seconds(stage: Stage, left: Set[int]) -> float:
+        return _Placer(stage, plan.stages, left, options, {}).cheapest().seconds
+
+    outlook = Outlook(plan.stages, seconds)
     for stage in plan.stages:
-        stage = _Placer(stage, placed, options, events).place()
+        stage = _Placer(stage, placed, left, options, events).place(outlook)
+        if _leaves(stage):
+            left.add(stage.id)
         changed = [p for p in stage.parents if placed[p].key != plan.stages[p].key]
         if stage.device != "cpu" or changed:
             parents = [placed[p].key for p in stage.parents]
@@ -101,30 +111,36 @@ def place_on_devices(plan: PhysicalPlan, options: PlanOptions) -> PhysicalPlan:
 
 class _Placer:
     def __init__(
-        self, stage: Stage, stages: Sequence[Stage], options: PlanOptions, events: dict[RuleEvent, None]
+        self,
+        stage: Stage,
+        stages: Sequence[Stage],
+        left: Set[int],
+        options: PlanOptions,
+        events: dict[RuleEvent, None],
     ):
-        self.stage, self.stages = stage, stages  # those before it
+        self.stage, self.stages = stage, stages  # those before it, at least
+        self.left = left  # those of them that leave their blocks on devices
         self.costs: DeviceCosts = options.device_costs
         self.forced = options.device == "gpu"
         self.events = events
         read = {
             leaf.stage for leaf in all_leaves(stage.operator) if isinstance(leaf, BlockLeaf | ShuffleLeaf)
         }
-        left = sum(stages[id].estimate.bytes for id in sorted(read) if _leaves(stages[id]))
-        self.staying = self.costs.staying(left)
+        self.staying = self.costs.staying(sum(stages[id].estimate.bytes for id in sorted(read & left)))
 
-    def place(self) -> Stage:
+    def place(self, outlook: Outlook) -> Stage:
         """Return the stage with its cheapest operator tree."""
         stage = self.stage
         if isinstance(stage.operator, Step) and isinstance(stage.operator.kernel, TrainKernel):
             return self.train(stage.operator)
-        host, _, _ = self.ways(stage.operator)
+        gain = 0.0 if self.forced or not is_cut(stage) else outlook.gain(stage, self.left)
+        host = self.cheapest(gain)
         if not host.transfer.on_device:
             if self.forced and any(map(_predicts, all_kernels(stage.operator))):
                 self.note(True, "a model's predictions")
                 return replace(stage, device="gpu", label=f"{stage.label} [gpu]")
             return stage
-        host = self.partitioned(replace(host, operator=self.fused(host.operator)))
+        host = replace(host, operator=self.fused(host.operator))
         for kernel in all_kernels(host.operator):
             if isinstance(kernel, DeviceFilterProject):
                 self.events[RuleEvent(_FUSION, True, f"{stage.label}: {kernel.describe()}")] = None
@@ -132,6 +148,29 @@ class _Placer:
         self.note(True, ", ".join(name for name in names if name != "to device"))
         label = f"{stage.label} [gpu]"
         return replace(stage, operator=host.operator, device="gpu", label=label, transfer=host.transfer)
+
+    def cheapest(self, gain: float = 0.0) -> Way:
+        """The way to the stage's blocks, cut for its exchange on the host or on a device.
+
+        Args:
+            gain: seconds that the stage's readers save if it is cut on a device.
+        """
+        host, device, size = self.ways(self.stage.operator)
+        exchange = self.stage.exchange
+        if exchange is None or not is_cut(self.stage):
+            return host
+        if device.seconds == _NEVER:
+            if self.forced:
+                self.note(False, f"{exchange.partitioner.describe()}: {crosses(self.stage.schema)}")
+            return host
+        cost = self.costs.on_host(exchange.partitioner, size.bytes) + (_FORCED if self.forced else 0.0)
+        there = self.costs.on_device(size.bytes, self.stage.partitions) + self.costs.crossing(size.bytes)
+        cut = Way(
+            device.seconds + there - gain,
+            Step(DevicePartition(exchange.partitioner), (device.operator,), self.stage.schema, size),
+            device.transfer + Transfer(to_host=size.bytes),
+        )
+        return min(replace(host, seconds=host.seconds + cost), cut, key=lambda way: way.seconds)
 
     def fused(self, operator: Operator) -> Operator:
         """Let filters and projections that follow each other on a device run as one."""
@@ -153,18 +192,6 @@ class _Placer:
             self.events[RuleEvent(_FUSION, False, f"{self.stage.label}: {kernel}")] = None
             return step
         return replace(step, kernel=kernel, inputs=below.inputs)
-
-    def partitioned(self, way: Way) -> Way:
-        """Let rows that come from a device be cut for the exchange there; a sample is drawn of rows in order."""
-        stage, top = self.stage, way.operator
-        if not isinstance(top, Step) or not isinstance(top.kernel, ToHost):
-            return way
-        if stage.exchange is None or stage.exchange.count == 1 or stage.sample:
-            return way
-        partitioner = stage.exchange.partitioner
-        if refusal(partitioner) is not None:
-            return way
-        return replace(way, operator=replace(top, kernel=DevicePartition(partitioner)))
 
     def train(self, step: Step) -> Stage:
         """Train on devices what is large enough; rows and states go there as the gang reads them."""
@@ -245,7 +272,7 @@ class _Placer:
             return Way(_NEVER, host.operator, host.transfer)
         step = Step(ToDevice(), (host.operator,), schema, size)
         leaf = host.operator
-        left = isinstance(leaf, BlockLeaf | ShuffleLeaf) and _leaves(self.stages[leaf.stage])
+        left = isinstance(leaf, BlockLeaf | ShuffleLeaf) and leaf.stage in self.left
         found = size.bytes * self.staying if left else 0.0
         moved = host.transfer + Transfer(to_device=size.bytes - found, found=found)
         return Way(host.seconds + self.costs.crossing(size.bytes - found), step, moved)
