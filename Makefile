@@ -11,6 +11,7 @@
 # make check-cuda   compiles CUDA sources as CuPy does, by NVRTC, and compares what stands for CuPy in tests with CuPy
 # make gpu     on a machine with a GPU, CuPy and PyTorch, without internet: tests of everything that runs on it, and
 #              benchmarks, a table last, in GPU_SECONDS. Other packages may come as wheels in a folder: make gpu WHEELS=wheels
+# make wheels  that folder, made where there is internet, for Python GPU_PYTHON
 # make clean   everything that these targets made
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 BENCH := .venv-bench
 WORKERS ?= 4
 
-.PHONY: demo test test-fast check check-cuda format bench bench-recovery bench-training bench-scaling chaos gpu clean
+.PHONY: demo test test-fast check check-cuda format bench bench-recovery bench-training bench-scaling chaos wheels gpu clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -101,8 +102,14 @@ chaos: $(VENV)/.installed
 # A machine with a GPU has CuPy and PyTorch already, for its own driver: they stay as they are.
 GPU_SITE := .gpu
 WHEELS ?= wheels
+GPU_PYTHON ?= 3.12
 GPU_ROWS ?= 20000000
 GPU_SECONDS ?= 570
+wheels:
+	$(PYTHON) -m pip --disable-pip-version-check --quiet download --only-binary=:all: --python-version $(GPU_PYTHON) --dest $(WHEELS) \
+	    $$($(PYTHON) -c "import tomllib; of = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	    print(*(d for d in of['dependencies'] + of['optional-dependencies']['test'] if 'torch' not in d))")
+
 gpu:
 	@mkdir -p $(GPU_SITE) && ln -sfn .. $(GPU_SITE)/headwater
 	@if ls $(WHEELS)/*.whl >/dev/null 2>&1; then \
@@ -124,6 +131,6 @@ check-cuda: $(CUDA)/.installed $(VENV)/.installed-test
 	$(CUDA)/bin/python tests/emulation/compare_api.py
 
 clean:
-	rm -rf $(VENV) $(BENCH) $(CUDA) build dist *.egg-info .demo .bench .chaos .gpu
+	rm -rf $(VENV) $(BENCH) $(CUDA) wheels build dist *.egg-info .demo .bench .chaos .gpu
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
