@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -19,10 +19,11 @@ from headwater.ops.device.transfer import ToDevice, ToHost
 from headwater.ops.expressions import col
 from headwater.ops.filter import FilterKernel
 from headwater.ops.kernel import Kernel
-from headwater.ops.partitioner import HashPartitioner, RoundRobinPartitioner
+from headwater.ops.partitioner import HashPartitioner, Partitioner, RangePartitioner, RoundRobinPartitioner
 from headwater.ops.project import ProjectKernel
 from headwater.ops.sort import SortKey
 from headwater.planner.device_costs import DeviceCosts
+from headwater.planner.device_outlook import Outlook
 from headwater.planner.devices import place_on_devices
 from headwater.planner.explain import explain_dict, physical_lines
 from headwater.planner.options import PlanOptions
@@ -43,6 +44,7 @@ from headwater.planner.plan import (
 
 SCHEMA = pa.schema([("x", pa.float64())])
 NESTED = pa.schema([("x", pa.list_(pa.float64()))])
+RANGES = RangePartitioner((SortKey("x"),), 4)
 #: a crossing of s bytes takes 9 s seconds, and an operator there 8 s
 COSTS = DeviceCosts(link_rate=1.0, convert_rate=1.0, device_rate=1.0, launch=0.0, cores=8)
 
@@ -311,7 +313,9 @@ def seconds_of(
         return 0.0
     below = operator.inputs[0]
     read = below.estimate.bytes if isinstance(below, Step) else sizes[-1]
-    if isinstance(operator.kernel, ToDevice | ToHost):
+    if isinstance(operator.kernel, DevicePartition):
+        cost = (8 + 9) * read
+    elif isinstance(operator.kernel, ToDevice | ToHost):
         cost = 9 * (operator.estimate.bytes - (0.0 if isinstance(below, Step) else there))
     elif isinstance(operator.kernel, There):
         cost = 8 * read
@@ -349,3 +353,157 @@ def test_no_way_is_cheaper(steps, first, room):
     assert seconds_of(stage.operator, known, rates, there) == pytest.approx(best)
     on_device = stage.device == "gpu" and isinstance(next(all_kernels(stage.operator)), ToDevice)
     assert stage.transfer.found == (pytest.approx(there) if on_device else 0)
+
+
+def exchanged(
+    operator: Operator,
+    reader: Operator,
+    device: str = "gpu",
+    first: float = 100.0,
+    room: float | None = None,
+    partitioner: Partitioner = RANGES,
+    **rates: float,
+) -> PhysicalPlan:
+    """As `placed`, with the second stage cut for an exchange, and a third that reads its segments."""
+    plan = plan_of(operator, first, room is not None)
+    size = operator.estimate if isinstance(operator, Step) else Estimate(1, first)
+    begin = replace(plan.stages[0], sample=(SortKey("x"),))
+    exchange = Exchange(partitioner, 0 if partitioner is RANGES else None)
+    middle = replace(plan.stages[1], exchange=exchange, estimate=size)
+    stages = (begin, middle, replace(plan.stages[2], operator=reader, estimate=Estimate(1, 1)))
+    seconds = {"both99": 1e9} | rates
+    costs = replace(
+        COSTS,
+        host_rates={name: 1 / each for name, each in seconds.items()},
+        block_bytes=1000.0 if room is None else room,
+    )
+    options = PlanOptions(device=device, device_costs=costs)
+    return place_on_devices(PhysicalPlan(stages, {"out": 2}), options)
+
+
+def reading(*kernels: Kernel, sizes: Sequence[float] = ()) -> Operator:
+    """Operators over the segments of stage 1, as `chain`."""
+    operator: Operator = ShuffleLeaf(0, 1, SCHEMA)
+    for kernel, size in zip(kernels, sizes or [100.0] * len(kernels)):
+        operator = Step(kernel, (operator,), SCHEMA, Estimate(1, size))
+    return operator
+
+
+def test_a_stage_that_only_cuts_blocks_does_it_where_they_are():
+    plan = exchanged(BlockLeaf(0, 0, SCHEMA), reading(Both(1)), room=1000)
+    cut, reader = plan.stages[1:]
+    assert names(plan) == ["to device", "partition, to host"]
+    assert cut.operator.kernel == DevicePartition(RANGES)
+    assert (cut.device, cut.label) == ("gpu", "second [gpu]")
+    assert [s.transfer for s in (cut, reader)] == [Transfer(to_host=100, found=100)] * 2
+    assert cut.parents == (0,)
+    text = list(physical_lines(plan))
+    assert text[text.index("Stage 1: second [gpu]") + 3 :][:2] == [
+        "    exchange: range [x] into 4, boundaries from stage 0",
+        "    on gpu: about 0 B there, 100 B back; 100 B found there",
+    ]
+    assert "second: partition, to host" in [event.detail for event in plan.trace if event.fired]
+
+
+def test_branches_that_are_only_cut_go_there_together():
+    union = UnionStep(((BlockLeaf(0, 0, SCHEMA), 1), (BlockLeaf(1, 0, SCHEMA), 1)), SCHEMA)
+    plan = exchanged(union, reading(Both(1)), first=60.0, room=1000)
+    assert names(plan) == ["to device", "to device", "partition, to host"]
+    assert plan.stages[1].transfer == Transfer(to_host=120, found=120)
+
+
+@pytest.mark.parametrize(
+    ("found", "cutting", "reader", "there"),
+    [
+        (True, 16.0, 1.0, False),  # 8 seconds a byte to cut there, and 9 back
+        (True, 18.0, 1.0, True),
+        (False, 18.0, 1.0, False),  # and 9 there
+        (False, 27.0, 1.0, True),
+        (True, 9.0, 30.0, True),  # it saves its reader 9
+        (True, 7.0, 30.0, False),
+        (True, 15.5, 19.0, True),  # who takes 19 on the host, and 17 there with what it finds
+        (True, 14.5, 19.0, False),
+    ],
+)
+def test_rows_are_cut_there_if_that_and_what_readers_save_is_worth_it(found, cutting, reader, there):
+    rates = {"RangePartitioner": cutting, "both1": reader}
+    room = 1000 if found else None
+    plan = exchanged(BlockLeaf(0, 0, SCHEMA), reading(Both(1)), "auto", room=room, **rates)
+    assert names(plan) == (["to device", "partition, to host"] if there else [])
+    assert plan.stages[2].transfer.found == (100 if there and reader > 17 else 0)
+
+
+def test_rows_that_the_host_makes_are_cut_there_too():
+    plan = exchanged(chain(OnlyHost(1)), reading(Both(1)), partitioner=HashPartitioner(("x",), 3))
+    assert names(plan) == ["host1", "to device", "partition, to host"]
+    assert plan.stages[2].transfer.found == 100
+
+
+def test_what_a_device_can_t_cut_is_explained():
+    leaf = BlockLeaf(0, 0, NESTED)
+    stages = list(plan_of(leaf).stages)
+    stages[0] = replace(stages[0], schema=NESTED)
+    stages[1] = replace(stages[1], schema=NESTED, exchange=Exchange(HashPartitioner(("x",), 3)))
+    plan = place_on_devices(PhysicalPlan(tuple(stages[:2]), {}), PlanOptions(device="gpu"))
+    assert plan.stages[1] == stages[1]
+    assert [event.detail for event in plan.trace] == ["second: hash [x] into 3: 'x' is list<item: double>"]
+
+
+def test_a_reader_of_many_exchanges_is_looked_at_as_often_as_one_of_few():
+    looked = []
+
+    def seconds(stage: Stage, left: Set[int]) -> float:
+        looked.append((stage.id, sorted(left)))
+        return 100.0 - 2.0 * len(left)
+
+    cut = Stage(0, "k", "cut", UnionStep((), SCHEMA), 1, SCHEMA, exchange=Exchange(RANGES))
+    stages = [replace(cut, id=number, estimate=Estimate(1, 10.0 * number)) for number in range(1, 4)]
+    stages.insert(0, replace(cut, exchange=None))
+    leaves = UnionStep(tuple((ShuffleLeaf(n, n, SCHEMA), 1) for n in range(4)), SCHEMA)
+    outlook = Outlook([*stages, replace(cut, id=4, operator=leaves, exchange=None)], seconds)
+    assert [outlook.gain(stage, {0}) for stage in stages[1:]] == pytest.approx([1, 2, 3])
+    assert looked == [(4, [0]), (4, [0, 1, 2, 3])]
+
+
+STEPS = st.lists(st.tuples(st.booleans(), st.floats(1, 500), st.floats(0.01, 200)), max_size=3)
+
+
+@given(STEPS, STEPS, st.floats(1, 500), st.none() | st.floats(0, 1000), st.floats(0.01, 100))
+def test_no_place_to_cut_is_cheaper_for_the_stage_and_its_reader(above, below, first, room, cutting):
+    kernels = [(Both if both else OnlyHost)(number) for number, (both, _, _) in enumerate([*above, *below])]
+    sizes = [size for _, size, _ in [*above, *below]]
+    rates = {kernel.label: each for kernel, (_, _, each) in zip(kernels, [*above, *below])}
+    rates["RangePartitioner"] = cutting
+    middle, after = kernels[: len(above)], kernels[len(above) :]
+    before = [first, *sizes][len(above)]
+    operators = chain(*middle, sizes=sizes[: len(above)]), reading(*after, sizes=sizes[len(above) :])
+    plan = exchanged(*operators, "auto", first, room, **rates)
+    space = 1000.0 if room is None else room
+    left = 0.0 if room is None else min(first, space)
+    staying = min(before, space)
+
+    def total(stage: Operator, reader: Operator) -> float:
+        there = isinstance(stage, Step) and isinstance(stage.kernel, DevicePartition)
+        cut = 0.0 if there else cutting * before
+        return (
+            cut
+            + seconds_of(stage, {-1: first}, rates, left)
+            + seconds_of(reader, {-1: before}, rates, staying if there else 0.0)
+        )
+
+    ways = [
+        way
+        for way in every_way(middle, sizes[: len(above)], first)
+        for way in (way, cut_there(way, before))
+    ]
+    readers = list(every_way(after, sizes[len(above) :], before))
+    best = min(total(way, reader) for way in ways for reader in readers)
+    assert total(plan.stages[1].operator, plan.stages[2].operator) == pytest.approx(best)
+
+
+def cut_there(way: Operator, size: float) -> Operator:
+    """Cut the rows of a chain on the device, whence they come, or where they go for it."""
+    estimate = Estimate(1, size)
+    rows = way.inputs[0] if isinstance(way, Step) and isinstance(way.kernel, ToHost) else None
+    rows = rows or Step(ToDevice(), (way,), SCHEMA, estimate)
+    return Step(DevicePartition(RANGES), (rows,), SCHEMA, estimate)
