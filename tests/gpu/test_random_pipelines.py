@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 
 import headwater as hw
 from headwater import col
-from headwater.ops.device import lowerings  # noqa: F401  (imports all operators)
+from headwater.ops.device import lowerings as lowerings  # imports all operators
 from headwater.ops.device import memory_bound
 
 from .conftest import real_cupy
@@ -129,13 +128,13 @@ def assert_same(got: pa.Table, expected: pa.Table) -> None:
 
 
 @pytest.fixture
-def device(xp: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def device(xp: Any, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A device that a session takes for a GPU, with several pieces of rows in each partition."""
     monkeypatch.setenv("HEADWATER_BACKEND", "cupy")
     for name, module in list(sys.modules.items()):
         if name.startswith("headwater.") and hasattr(module, "UNIT_ROWS"):
             monkeypatch.setattr(module, "UNIT_ROWS", UNIT)
-    yield monkeypatch
+    return monkeypatch
 
 
 @pytest.mark.parametrize("seed", range(60 if real_cupy() else 4))
