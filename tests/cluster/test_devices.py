@@ -32,6 +32,8 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 EMULATION = str(Path(__file__).parents[1] / "emulation")
 QUIET = {"progress": False, "journal": False}
+#: several partitions of few rows
+SMALL = {"journal": False, "options": hw.PlanOptions(partition_bytes=256 << 10)}
 
 
 @pytest.fixture
@@ -325,7 +327,8 @@ def exchanged(partitions: int = 6, count: int = 40_000) -> dict[str, hw.Dataset]
     rows = hw.from_arrow(table, partitions=partitions).filter(hw.col("n") % 7 != 3)
     moved = rows.with_columns(y=hw.col("x") * 1.5).repartition(4, by="k").filter(hw.col("y") > 0.5)
     sums = moved.group_by("k", "mode").agg(total=hw.sum("y"), n=hw.count(), least=hw.min("n"))
-    return {"sums": sums, "moved": moved.select("n", "mode", "y")}
+    ordered = moved.select("n", "mode", "y").sort("mode", "y", "n")
+    return {"sums": sums, "moved": moved.select("n", "mode", "y"), "ordered": ordered}
 
 
 def shared_counts(session: hw.Session) -> Counter:
@@ -384,7 +387,7 @@ def digests_of(session: hw.Session) -> tuple[dict[str, str], dict[str, int]]:
 
 
 def test_blocks_go_from_device_to_device(two_devices):
-    with hw.Session(workers=2, device="gpu", **QUIET) as session:
+    with hw.Session(workers=2, device="gpu", **SMALL, progress=False) as session:
         session._executor.client.run(ask_for_little)
         digests, read = digests_of(session)
         counts = shared_counts(session)
@@ -408,7 +411,7 @@ def test_blocks_go_from_device_to_device(two_devices):
         assert (alone["device_bytes"], alone["peer_device_bytes"]) == (0, 0)
         assert read["to_device_bytes"] < refused["to_device_bytes"] < alone["to_device_bytes"]
         assert read["rows_in"] == refused["rows_in"] == alone["rows_in"]
-    with hw.Session(workers=1, device="gpu", **QUIET) as one:
+    with hw.Session(workers=1, device="gpu", **SMALL, progress=False) as one:
         assert digests_of(one)[0] == digests
 
 
@@ -423,11 +426,11 @@ def test_a_worker_that_others_copy_from_is_killed(two_devices, monkeypatch):
             victims.append(max(pids.values()))
             os.kill(victims[0], signal.SIGKILL)
 
-    with hw.Session(workers=3, device="gpu", progress=watch, journal=False) as session:
+    with hw.Session(workers=3, device="gpu", progress=watch, **SMALL) as session:
         session._executor.client.run(ask_for_little)
         digests, _ = digests_of(session)
         counts = shared_counts(session)
         assert (counts["leases"], counts["kept"]) == (0, 0)
     assert victims
-    with hw.Session(workers=1, device="gpu", **QUIET) as alone:
+    with hw.Session(workers=1, device="gpu", **SMALL, progress=False) as alone:
         assert digests_of(alone)[0] == digests

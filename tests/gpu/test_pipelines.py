@@ -173,6 +173,31 @@ def test_blocks_stay_on_the_device_for_who_reads_them_next(device):
         assert cache.bytes == 0
 
 
+def test_a_sort_finds_its_rows_where_they_were_cut(device, monkeypatch):
+    rows = hw.from_arrow(ORDERS.slice(0, 4000), partitions=2).filter(col("order") % 7 != 3)
+    rows = rows.with_columns(name=col("order").cast(pa.string()), half=col("price") / 2)
+    keys, descending = ["mode", "half", "order"], [True, False, False]
+    outputs = {
+        "by_price": rows.select("order", "half", "mode").sort(*keys, descending=descending),
+        "by_name": rows.select("customer", "name").sort("name"),  # of too many strings to stay there
+    }
+    expected, _, _ = run(outputs, "cpu")
+    got, digests, report = run(outputs, "gpu")
+    for output, table in expected.items():
+        assert_same(got[output], table, 0)
+    cuts = [at for at, stage in enumerate(report.stages) if stage.label == "exchange [gpu]"]
+    by_price, by_name = ([report.stages[at] for at in (cut, cut + 1)] for cut in cuts)
+    size = by_price[0].device_bytes
+    assert size >= by_price[0].rows_in * (8 + 8 + 4)
+    assert [(stage.to_device_bytes, stage.device_bytes) for stage in by_price] == [(0, size)] * 2
+    assert [stage.device_bytes > 0 for stage in by_name] == [True, False]
+    monkeypatch.setattr("headwater.planner.devices.is_cut", lambda stage: False)
+    _, again, plain = run(outputs, "gpu")
+    assert again == digests
+    assert [plain.stages[cut].label for cut in cuts] == ["exchange"] * 2
+    assert 0.9 * size < plain.stages[cuts[0] + 1].to_device_bytes <= size  # pieces without nulls have no masks
+
+
 def test_what_a_training_moves_is_counted(device):
     rng = np.random.default_rng(0)
     rows = hw.from_arrow(pa.table({name: rng.random(ROWS, np.float32) for name in "abcdy"}))
