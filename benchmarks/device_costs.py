@@ -1,7 +1,8 @@
 """What operators take on a core and on a GPU: the numbers that `planner/device_costs.py` holds.
 
-Each operator gets the same rows, once on the host and, where there is a GPU, once on it. Printed are bytes of input a
-second; rates of the host are per second of CPU time, so that they hold for one core of a busy machine.
+Each operator gets the same rows, once on the host and, where there is a GPU, once on it; so do exchanges, which put
+rows in the order of their segments. Printed are bytes of input a second; rates of the host are per second of CPU time,
+so that they hold for one core of a busy machine.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ from headwater.ops.expressions import col
 from headwater.ops.filter import FilterKernel
 from headwater.ops.join import JoinKernel
 from headwater.ops.kernel import Context, Kernel
+from headwater.ops.morsels import gather
+from headwater.ops.ordering import quantiles
+from headwater.ops.partitioner import HashPartitioner, Partitioner, RangePartitioner, RoundRobinPartitioner
 from headwater.ops.project import ProjectKernel
 from headwater.ops.sort import SortKernel, SortKey, TopKKernel
 
 TURNS = 3
+SEGMENTS = 64
 
 
 def rows(count: int) -> pa.Table:
@@ -69,6 +74,14 @@ def operators(schema: pa.Schema) -> dict[str, tuple[Kernel, int]]:
         "Sort": (SortKernel((SortKey("price"), SortKey("id"))), 1),
         "TopK": (TopKKernel((SortKey("price", descending=True),), 100), 1),
     }
+
+
+def exchanges(table: pa.Table) -> list[Partitioner]:
+    """Each kind of partitioner that a device has kernels for."""
+    keys = (SortKey("price"), SortKey("id"))
+    boundaries = quantiles(table.slice(0, 2000), np.ones(min(2000, table.num_rows)), keys, SEGMENTS)
+    ranges = RangePartitioner(keys, SEGMENTS, boundaries)
+    return [HashPartitioner(("id",), SEGMENTS), ranges, RoundRobinPartitioner(SEGMENTS)]
 
 
 def inputs_of(name: str, table: pa.Table, made: dict[str, tuple[Kernel, int]]) -> pa.Table:
@@ -111,6 +124,18 @@ def host_rates(count: int, sections: Sections) -> dict[str, float]:
 
         if (found := sections.run(f"{name} on the host", rate)) is not None:
             rates[name] = found
+    for partitioner in exchanges(table):
+
+        def cut(partitioner: Partitioner = partitioner) -> float:
+            def run() -> None:
+                segments = partitioner.assign(table, 0, 0).astype(np.uint16)
+                gather(table, np.argsort(segments, kind="stable").astype(np.uint32))
+
+            return table.nbytes / seconds(run, time.process_time)
+
+        name = type(partitioner).__name__
+        if (found := sections.run(f"{name} on the host", cut)) is not None:
+            rates[name] = found
     return rates
 
 
@@ -123,6 +148,7 @@ def device_rates(count: int, sections: Sections) -> dict[str, float]:
     from headwater.ops.backend import use_backend
     from headwater.ops.device.filter_project import fused
     from headwater.ops.device.operators import device_kernel
+    from headwater.ops.device.partition import partition_by, segments_of
     from headwater.ops.device.sort import DeviceSort
     from headwater.ops.device.table import to_arrow, to_device
 
@@ -166,6 +192,14 @@ def device_rates(count: int, sections: Sections) -> dict[str, float]:
         kernel = DeviceSort((SortKey("price"), SortKey("id")), held.nbytes // 8)
         return held.nbytes / timed(lambda: drain(kernel.run([cut(held)], Context(memory_bytes=8 << 30))))
 
+    def exchanged(partitioner: Partitioner) -> float:
+        held = to_device(table, cupy)
+
+        def run() -> None:
+            partition_by(held, segments_of(partitioner, held, 0, 0, cupy), SEGMENTS, cupy)
+
+        return held.nbytes / timed(run)
+
     def borrowed() -> float:
         with Neighbour(count) as neighbour:
             return neighbour.bytes / timed(neighbour.copy)
@@ -177,6 +211,7 @@ def device_rates(count: int, sections: Sections) -> dict[str, float]:
         "Filter, Project": chain,
         "Sort, by parts": by_parts,
         **{name: lambda name=name: rate(name) for name in made},  # type: ignore[misc]
+        **{type(each).__name__: lambda each=each: exchanged(each) for each in exchanges(table)},  # type: ignore[misc]
     }
     with use_backend("cupy"):
         found = {name: sections.run(f"{name} on the GPU", part) for name, part in parts.items()}
@@ -192,10 +227,10 @@ def main() -> int:
     except ImportError:
         device = {}
         print("there is no CuPy here: the host alone")
-    print(f"{'operator':<20}{'host GB/s':>12}{'device GB/s':>14}")
+    print(f"{'operator':<22}{'host GB/s':>12}{'device GB/s':>14}")
     for name in [*host, *(name for name in device if name not in host)]:
         values = [f"{rates[name] / 1e9:.2f}" if name in rates else "-" for rates in (host, device)]
-        print(f"{name:<20}{values[0]:>12}{values[1]:>14}")
+        print(f"{name:<22}{values[0]:>12}{values[1]:>14}")
     return sections.status()
 
 

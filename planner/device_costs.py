@@ -20,9 +20,9 @@ HOST_RATES = {
     "Join": 3.1e9,
     "Sort": 0.19e9,
     "TopK": 0.29e9,
-    "HashPartitioner": 0.6e9,
-    "RangePartitioner": 0.22e9,
-    "RoundRobinPartitioner": 1.1e9,
+    "HashPartitioner": 0.9e9,
+    "RangePartitioner": 0.44e9,
+    "RoundRobinPartitioner": 1.3e9,
 }
 
 

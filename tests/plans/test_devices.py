@@ -492,9 +492,7 @@ def test_no_place_to_cut_is_cheaper_for_the_stage_and_its_reader(above, below, f
         )
 
     ways = [
-        way
-        for way in every_way(middle, sizes[: len(above)], first)
-        for way in (way, cut_there(way, before))
+        way for way in every_way(middle, sizes[: len(above)], first) for way in (way, cut_there(way, before))
     ]
     readers = list(every_way(after, sizes[len(above) :], before))
     best = min(total(way, reader) for way in ways for reader in readers)
