@@ -7,8 +7,10 @@ counted for the task.
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -107,8 +109,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def make_room_after(error: BaseException) -> None:
-    """Free unused memory and let caches go if something failed because the device is full, as it may be tried again."""
-    if is_out_of_memory(error):
+    """Free what can be freed if something failed because the device is full, as it may be tried again.
+
+    What failed lets go of its arrays, although somebody keeps the error; unused memory and caches go, too.
+    """
+    if is_out_of_memory(error) or isinstance(error, DeviceMemoryError):
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()  # generators that were under way, and their arrays
         free_memory(_cupy(), everything=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -143,11 +145,24 @@ def test_a_broadcast_side_that_finds_no_room_is_joined_on_the_host(xp, monkeypat
     assert pa.concat_tables(map(to_arrow, found)).equals(expected)
 
 
-def test_an_attempt_that_found_the_device_full_leaves_room_for_the_next(xp):
+@pytest.mark.parametrize("told", [False, True])
+def test_an_attempt_that_found_the_device_full_leaves_room_for_the_next(xp, told):
     cache, key = DeviceCache(1 << 20), BlockKey("run", 0, 0, 0)
     memory.on_low_memory(cache.clear)
     assert cache.put(key, [[to_device(TABLE, xp)]])
     memory.make_room_after(ValueError("something else"))
     assert cache.bytes == TABLE.nbytes
-    memory.make_room_after(xp.cuda.memory.OutOfMemoryError(1, 2))
+    arrays = []
+
+    def stream():
+        held = to_device(TABLE, xp)
+        arrays.append(weakref.ref(held.columns[0].values))
+        yield held
+        raise memory.DeviceMemoryError if told else xp.cuda.memory.OutOfMemoryError(1, 2)
+
+    with pytest.raises(MemoryError) as kept:
+        tables = list(stream())
+        assert not tables
+    memory.make_room_after(kept.value)
+    assert arrays[0]() is None
     assert cache.bytes == 0
