@@ -57,10 +57,10 @@ def set_up_pool(xp: ModuleType, sharers: int = 1) -> int:
         sharers: processes that have the same device.
 
     Returns:
-        The bound in bytes; 0 if CUPY_GPU_MEMORY_LIMIT sets one, which then stays.
+        The bound in bytes; that of CUPY_GPU_MEMORY_LIMIT if it is set, which then stays.
     """
     if os.environ.get("CUPY_GPU_MEMORY_LIMIT"):
-        return 0
+        return int(xp.get_default_memory_pool().get_limit())
     total = int(xp.cuda.runtime.getDeviceProperties(0)["totalGlobalMem"])
     limit = int(total * POOL_SHARE) // max(1, sharers)
     xp.get_default_memory_pool().set_limit(size=limit)

@@ -16,7 +16,7 @@ class DeviceInfo:
         identity: names it among all devices of all machines.
         count: devices that the process sees; it uses the first.
         sharers: processes among which its memory is divided.
-        pool_bytes: most bytes that this process's arrays take of it; 0 is not bounded by Headwater.
+        pool_bytes: most bytes that this process's arrays take of it; 0 is not bounded.
     """
 
     name: str

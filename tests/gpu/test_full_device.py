@@ -161,8 +161,7 @@ def test_an_attempt_that_found_the_device_full_leaves_room_for_the_next(xp, told
         raise memory.DeviceMemoryError if told else xp.cuda.memory.OutOfMemoryError(1, 2)
 
     with pytest.raises(MemoryError) as kept:
-        tables = list(stream())
-        assert not tables
+        list(stream())
     memory.make_room_after(kept.value)
     assert arrays[0]() is None
     assert cache.bytes == 0
