@@ -142,9 +142,8 @@ def retried(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> 
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            problem = str(error).rstrip(
-                "."
-            )  # not the error itself: its traceback would hold what is to be freed
+            # not the error itself: its traceback would hold what is to be freed
+            problem = str(error).rstrip(".")
     raise DeviceMemoryError(
         f"the GPU is full: {problem}. Make partitions smaller, as PlanOptions(partition_bytes=16 << 20), let fewer "
         "workers share the GPU, or run it with Session(device='cpu')."
