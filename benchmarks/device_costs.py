@@ -146,10 +146,10 @@ def device_rates(count: int, sections: Sections) -> dict[str, float]:
     from gpu_sorts import cut, drain
 
     from headwater.ops.backend import use_backend
-    from headwater.ops.device.filter_project import fused
-    from headwater.ops.device.operators import device_kernel
-    from headwater.ops.device.partition import partition_by, segments_of
-    from headwater.ops.device.sort import DeviceSort
+    from headwater.ops.device.device_kernel import device_kernel
+    from headwater.ops.device.operators.filter_project import fused
+    from headwater.ops.device.operators.partition import partition_by, segments_of
+    from headwater.ops.device.operators.sort import DeviceSort
     from headwater.ops.device.table import to_arrow, to_device
 
     table = rows(count)

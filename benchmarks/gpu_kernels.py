@@ -31,21 +31,21 @@ from sections import Sections
 from headwater.ops import optim
 from headwater.ops.backend import use_backend
 from headwater.ops.device import lowerings as lowerings
+from headwater.ops.device.arrays.compaction import compact
+from headwater.ops.device.arrays.gather import take_columns
+from headwater.ops.device.arrays.grouping import group
+from headwater.ops.device.arrays.key_index import DeviceKeyIndex
+from headwater.ops.device.arrays.segmented import sums
+from headwater.ops.device.arrays.sketches import number_buckets, tally
+from headwater.ops.device.arrays.word_order import sort_order
 from headwater.ops.device.column import DeviceColumn
-from headwater.ops.device.compaction import compact
-from headwater.ops.device.filter import DeviceFilter
-from headwater.ops.device.filter_project import DeviceFilterProject, fused
+from headwater.ops.device.device_kernel import DeviceKernel, device_kernel
+from headwater.ops.device.fused.fusion import lower_expressions
 from headwater.ops.device.fused.words import Tables
-from headwater.ops.device.fusion import lower_expressions
-from headwater.ops.device.gather import take_columns
-from headwater.ops.device.grouping import group
-from headwater.ops.device.key_index import DeviceKeyIndex
-from headwater.ops.device.operators import DeviceKernel, device_kernel
-from headwater.ops.device.partition import hash_partition
-from headwater.ops.device.segmented import sums
-from headwater.ops.device.sketches import number_buckets, tally
+from headwater.ops.device.operators.filter import DeviceFilter
+from headwater.ops.device.operators.filter_project import DeviceFilterProject, fused
+from headwater.ops.device.operators.partition import hash_partition
 from headwater.ops.device.table import DeviceTable
-from headwater.ops.device.word_order import sort_order
 from headwater.ops.expressions import col
 from headwater.ops.filter import FilterKernel
 from headwater.ops.kernel import Kernel

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from sections import Sections
 
-from headwater.ops.device.sort import DeviceSort
+from headwater.ops.device.operators.sort import DeviceSort
 from headwater.ops.device.table import DeviceTable, to_device
 from headwater.ops.kernel import Context
 from headwater.ops.sort import SortKernel, SortKey

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
 
-from ..ops.device.partition import refusal
+from ..ops.device.operators.partition import refusal
 from .plan import Exchange, ShuffleLeaf, Stage, all_leaves
 
 #: the seconds that a stage's cheapest way is expected to take if such stages leave their blocks on devices

@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from ..lineage.keys import lineage_key
 from ..ops.device import lowerings as lowerings
-from ..ops.device.filter_project import DeviceFilterProject, fused
-from ..ops.device.operators import DeviceKernel, device_kernel
-from ..ops.device.partition import DevicePartition
+from ..ops.device.device_kernel import DeviceKernel, device_kernel
+from ..ops.device.operators.filter_project import DeviceFilterProject, fused
+from ..ops.device.operators.partition import DevicePartition
 from ..ops.device.transfer import ToDevice, ToHost, crosses
 from ..ops.kernel import Kernel
 from ..ops.training.predict import Predict

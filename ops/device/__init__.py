@@ -1,1 +1,1 @@
-"""What runs on a GPU: columns, tables and kernels there, each kernel with its twin in NumPy."""
+"""What runs on a GPU: columns and tables, their memory, and how they cross; operators and functions of arrays below."""

@@ -194,7 +194,7 @@ def joined(columns: Sequence[DeviceColumn], xp: ModuleType) -> DeviceColumn:
     if len(columns) == 1:
         return columns[0]
     if columns[0].type == SKETCH:
-        from .sketches import joined as joined_sketches
+        from .arrays.sketches import joined as joined_sketches
 
         return joined_sketches(columns, xp)
     columns = unified(columns, xp)

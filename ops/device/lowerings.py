@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import aggregate, distinct, filter, join, map_batches, project, sort, top_k, transform
+from .operators import aggregate, distinct, filter, join, map_batches, project, sort, top_k, transform
 
 __all__ = ["aggregate", "distinct", "filter", "join", "map_batches", "project", "sort", "top_k", "transform"]

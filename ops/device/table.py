@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from ..backend import Array, array_namespace
 from . import column as columns_of
+from .arrays.concatenation import joined_columns
+from .arrays.gather import take_columns
 from .column import DeviceColumn
-from .concatenation import joined_columns
-from .gather import take_columns
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from ..backend import array_namespace
 from ..kernel import Broadcast, Context, Kernel, Stream
 from ..morsels import rechunk, slices
 from .column import physical_type
+from .device_kernel import DeviceKernel, DeviceStream
 from .memory import retried
-from .operators import DeviceKernel, DeviceStream
 from .table import to_arrow, to_device
 
 #: rows that cross at a time, counted from the start of a partition: enough to keep a device busy, few enough that

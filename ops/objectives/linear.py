@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ...errors import ParameterError
 from ..backend import Array, array_namespace
-from ..device.gradients import MOST_FEATURES, linear_gradient
+from ..device.arrays.gradients import MOST_FEATURES, linear_gradient
 from ..training.program import Batch, DataInfo, Tree
 from .checks import check_classes, check_penalty, check_width
 from .losses import (

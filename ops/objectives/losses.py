@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from ...errors import ParameterError
 from ..backend import Array, array_namespace
-from ..device.gradients import residuals
-from ..device.tile_sums import column_sums
+from ..device.arrays.gradients import residuals
+from ..device.arrays.tile_sums import column_sums
 from ..training.program import Batch
 
 

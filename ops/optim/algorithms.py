@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..backend import Array
-from ..device.optimizer_steps import Stage
+from ..device.arrays.optimizer_steps import Stage
 from .checks import Rate, pair, rate, real
 from .norms import global_norm
 from .optimizer import Optimizer, built

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...errors import ParameterError, TypeMismatchError, did_you_mean
 from ..backend import Array
-from ..device.optimizer_steps import MOST_CHANGES, STEPS, Stage, optimizer_step
+from ..device.arrays.optimizer_steps import MOST_CHANGES, STEPS, Stage, optimizer_step
 from .checks import Rate, rate_at
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Part:
     elementwise: ClassVar[bool] = True
 
     def stage(self, numbers: Sequence[float], dtype: np.dtype) -> Stage | None:
-        """Return what `apply` is called in `headwater.ops.device.optimizer_steps`; None if it isn't there."""
+        """Return what `apply` is called in `headwater.ops.device.arrays.optimizer_steps`; None if it isn't there."""
         return None
 
     def slots(self) -> Mapping[str, float]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..backend import Array
-from ..device.optimizer_steps import Stage
+from ..device.arrays.optimizer_steps import Stage
 from .checks import real
 from .norms import global_norm
 from .optimizer import Transformation

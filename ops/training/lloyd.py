@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..backend import Array, array_namespace, to_host
-from ..device.assignment import CenterSums, fits
+from ..device.arrays.assignment import CenterSums, fits
 from ..objectives.direct import check_finite, on_host, put_rows, times
 from ..objectives.losses import sum_all, sum_rows
 from .blocks import pass_over

@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 
 from ..backend import Array, array_namespace
-from ..device.tile_sums import tiles_of
+from ..device.arrays.tile_sums import tiles_of
 
 #: elements of the gradient whose squares are summed among themselves; slices begin at multiples of it; two tiles
 NORM_BLOCK = 4096

@@ -18,9 +18,9 @@ from headwater.ops.aggregate import (
 )
 from headwater.ops.aggregations import aggregation_type
 from headwater.ops.backend import use_backend
-from headwater.ops.device import aggregate as device_aggregate
-from headwater.ops.device import hash_split
-from headwater.ops.device.operators import DeviceKernel, device_kernel
+from headwater.ops.device.device_kernel import DeviceKernel, device_kernel
+from headwater.ops.device.operators import aggregate as device_aggregate
+from headwater.ops.device.operators import hash_split
 from headwater.ops.device.table import to_arrow, to_device
 from headwater.ops.kernel import Context
 

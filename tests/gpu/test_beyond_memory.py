@@ -12,15 +12,16 @@ import pyarrow as pa
 import pytest
 
 from headwater.ops.backend import use_backend
-from headwater.ops.device import distinct, hash_split, join, memory, merge, top_k
-from headwater.ops.device import host_runs as host_runs_module
-from headwater.ops.device.distinct import DeviceDistinct
-from headwater.ops.device.host_runs import host_runs
-from headwater.ops.device.join import DeviceJoin
-from headwater.ops.device.partition import hash_partition
-from headwater.ops.device.sort import DeviceSort
+from headwater.ops.device import memory
+from headwater.ops.device.operators import distinct, hash_split, join, merge, top_k
+from headwater.ops.device.operators import host_runs as host_runs_module
+from headwater.ops.device.operators.distinct import DeviceDistinct
+from headwater.ops.device.operators.host_runs import host_runs
+from headwater.ops.device.operators.join import DeviceJoin
+from headwater.ops.device.operators.partition import hash_partition
+from headwater.ops.device.operators.sort import DeviceSort
+from headwater.ops.device.operators.top_k import DeviceTopK
 from headwater.ops.device.table import DeviceTable, to_arrow, to_device
-from headwater.ops.device.top_k import DeviceTopK
 from headwater.ops.distinct import DistinctKernel
 from headwater.ops.join import HOW, JoinKernel
 from headwater.ops.kernel import Context
@@ -304,7 +305,7 @@ def test_a_full_device_sorts_smaller_parts(held, xp, tmp_path, monkeypatch):
     monkeypatch.setattr(merge, "row_order", bounded)
     context = Context(spill_root=tmp_path)
     if held is None:
-        monkeypatch.setattr("headwater.ops.device.sort.held_bytes", lambda context, xp: 400_000)
+        monkeypatch.setattr("headwater.ops.device.operators.sort.held_bytes", lambda context, xp: 400_000)
     assert contents(DeviceSort(keys, held).run([cut(table, xp)], context), table.schema) == expected
     assert min(sizes) < 1500 < max(sizes)
     assert not list(tmp_path.iterdir())

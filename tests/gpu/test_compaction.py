@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headwater.ops.device.compaction import compact, compact_table
+from headwater.ops.device.arrays.compaction import compact, compact_table
 from headwater.ops.device.table import DeviceTable, to_arrow, to_device
 
 RNG = np.random.default_rng(7)

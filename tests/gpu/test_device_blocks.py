@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from headwater.ops.device.cache import BlockKey, DeviceCache
-from headwater.ops.device.partition import hash_partition, partition_by
+from headwater.ops.device.operators.partition import hash_partition, partition_by
 from headwater.ops.device.table import to_arrow, to_device
 from headwater.ops.device.transfer import ToDevice
 from headwater.ops.kernel import Context

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 
 from headwater.ops.backend import use_backend
-from headwater.ops.device import distinct as device_distinct
-from headwater.ops.device.distinct import DeviceDistinct
-from headwater.ops.device.operators import device_kernel
+from headwater.ops.device.device_kernel import device_kernel
+from headwater.ops.device.operators import distinct as device_distinct
+from headwater.ops.device.operators.distinct import DeviceDistinct
 from headwater.ops.device.table import to_arrow, to_device
 from headwater.ops.distinct import DistinctKernel
 from headwater.ops.kernel import Context

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headwater.ops.device.key_words import one_form
+from headwater.ops.device.arrays.key_words import one_form
 from headwater.ops.device.modules import generated, launch
 
 from .conftest import EMULATION, real_cupy

@@ -10,8 +10,8 @@ import pytest
 
 from headwater.ops.backend import use_backend
 from headwater.ops.device import lowerings  # noqa: F401  (registers the operators)
-from headwater.ops.device.filter import DeviceFilter
-from headwater.ops.device.operators import device_kernel
+from headwater.ops.device.device_kernel import device_kernel
+from headwater.ops.device.operators.filter import DeviceFilter
 from headwater.ops.device.table import to_arrow, to_device
 from headwater.ops.expressions import Expr, col, lit
 from headwater.ops.filter import FilterKernel

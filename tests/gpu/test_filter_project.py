@@ -16,8 +16,8 @@ import pytest
 from headwater.errors import HeadwaterError
 from headwater.ops.backend import use_backend
 from headwater.ops.device import lowerings  # noqa: F401  (registers the operators)
-from headwater.ops.device.filter_project import DeviceFilterProject, fused
-from headwater.ops.device.operators import DeviceKernel, device_kernel
+from headwater.ops.device.device_kernel import DeviceKernel, device_kernel
+from headwater.ops.device.operators.filter_project import DeviceFilterProject, fused
 from headwater.ops.device.table import to_arrow, to_device
 from headwater.ops.expressions import Expr, col, lit, when
 from headwater.ops.filter import FilterKernel

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from headwater.lineage.fingerprint import Fingerprint
-from headwater.ops.device.fingerprint import TILE, fingerprint_rows
+from headwater.ops.device.arrays.fingerprint import TILE, fingerprint_rows
 from headwater.ops.device.table import DeviceTable, to_device
 
 RNG = np.random.default_rng(13)

@@ -8,14 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headwater.ops.device import filter_project, join, memory, partition, project, streams
 from headwater.ops.device import lowerings as lowerings
+from headwater.ops.device import memory, streams
 from headwater.ops.device import transfer as transfers
 from headwater.ops.device.cache import BlockKey, DeviceCache
-from headwater.ops.device.join import DeviceJoin
+from headwater.ops.device.device_kernel import device_kernel
 from headwater.ops.device.memory_bound import held_bytes
-from headwater.ops.device.operators import device_kernel
-from headwater.ops.device.partition import DevicePartition
+from headwater.ops.device.operators import filter_project, join, partition, project
+from headwater.ops.device.operators.join import DeviceJoin
+from headwater.ops.device.operators.partition import DevicePartition
 from headwater.ops.device.table import to_arrow, to_device
 from headwater.ops.expressions import col
 from headwater.ops.filter import FilterKernel

@@ -18,11 +18,11 @@ import pytest
 from headwater.errors import HeadwaterError
 from headwater.ops.device import lowerings  # noqa: F401  (registers the operators)
 from headwater.ops.device.column import to_arrow as column_to_arrow
-from headwater.ops.device.filter_project import fused
+from headwater.ops.device.device_kernel import DeviceKernel, device_kernel
 from headwater.ops.device.fused.emitter import RULES
+from headwater.ops.device.fused.fusion import FusedPlan, lower_expression, lower_expressions
 from headwater.ops.device.fused.words import Tables
-from headwater.ops.device.fusion import FusedPlan, lower_expression, lower_expressions
-from headwater.ops.device.operators import DeviceKernel, device_kernel
+from headwater.ops.device.operators.filter_project import fused
 from headwater.ops.device.table import to_device
 from headwater.ops.expressions import coalesce, col, concat_str, greatest, hash_unit, least, lit, when
 from headwater.ops.expressions.call import FUNCTIONS, call

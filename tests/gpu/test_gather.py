@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from headwater.ops.backend import to_host
+from headwater.ops.device.arrays.gather import take_columns, take_columns_or_null
 from headwater.ops.device.column import to_arrow as column_to_arrow
-from headwater.ops.device.gather import take_columns, take_columns_or_null
 from headwater.ops.device.table import to_arrow, to_device
 
 RANDOM = np.random.default_rng(3)

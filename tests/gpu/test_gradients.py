@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from headwater.ops.device.gradients import linear_gradient, residuals
-from headwater.ops.device.row_segments import segment_rows
-from headwater.ops.device.tile_sums import column_sums
+from headwater.ops.device.arrays.gradients import linear_gradient, residuals
+from headwater.ops.device.arrays.row_segments import segment_rows
+from headwater.ops.device.arrays.tile_sums import column_sums
 
 
 def drawn(rows, d, dtype, weighted):

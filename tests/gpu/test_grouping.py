@@ -6,9 +6,9 @@ import pytest
 
 from headwater.ops import grouping as on_host
 from headwater.ops.backend import to_host
+from headwater.ops.device.arrays.grouping import group
+from headwater.ops.device.arrays.key_words import key_words
 from headwater.ops.device.column import to_device
-from headwater.ops.device.grouping import group
-from headwater.ops.device.key_words import key_words
 
 RNG = np.random.default_rng(3)
 

@@ -9,7 +9,7 @@ import pytest
 
 from headwater.errors import ParameterError
 from headwater.ops.backend import to_host
-from headwater.ops.device.histogram import histogram
+from headwater.ops.device.arrays.histogram import histogram
 
 
 def edges(kind: str, bins: int) -> np.ndarray:

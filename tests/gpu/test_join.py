@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 
 from headwater.ops.backend import use_backend
-from headwater.ops.device import join as device_join
-from headwater.ops.device import sort as device_sort
-from headwater.ops.device.gather import take_or_null
-from headwater.ops.device.hash_table import HashTable
-from headwater.ops.device.join import DeviceJoin
-from headwater.ops.device.key_index import DeviceKeyIndex
-from headwater.ops.device.operators import device_kernel
+from headwater.ops.device.arrays.gather import take_or_null
+from headwater.ops.device.arrays.hash_table import HashTable
+from headwater.ops.device.arrays.key_index import DeviceKeyIndex
+from headwater.ops.device.device_kernel import device_kernel
+from headwater.ops.device.operators import join as device_join
+from headwater.ops.device.operators import sort as device_sort
+from headwater.ops.device.operators.join import DeviceJoin
 from headwater.ops.device.table import to_arrow, to_device
 from headwater.ops.join import JoinKernel
 from headwater.ops.kernel import Broadcast, Context

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from headwater.ops.device.assignment import CenterSums, fits
+from headwater.ops.device.arrays.assignment import CenterSums, fits
 
 
 def both(xp, x, centers, weight=None, cuts=(), dtype=None, order="C"):

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from headwater.errors import UserFunctionError
-from headwater.ops.device.operators import device_kernel
+from headwater.ops.device.device_kernel import device_kernel
 from headwater.ops.device.table import to_arrow, to_device
 from headwater.ops.kernel import Context
 from headwater.ops.map_batches import MapBatchesKernel
@@ -31,7 +31,7 @@ def centered(batch):
 
 
 def kernel(function, format="device", output=OUTPUT, same_length=False):
-    import headwater.ops.device.map_batches  # noqa: F401  registers it
+    import headwater.ops.device.operators.map_batches  # noqa: F401  registers it
 
     return MapBatchesKernel(function, output, format, 64, same_length, function.__name__)
 

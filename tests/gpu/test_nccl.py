@@ -20,8 +20,8 @@ import pytest
 import headwater as hw
 from headwater.errors import ParameterError
 from headwater.ops import objectives, optim
+from headwater.ops.device.arrays.ordered_sum import _pairwise, ordered_sum
 from headwater.ops.device.discovery import visible_devices
-from headwater.ops.device.ordered_sum import _pairwise, ordered_sum
 from headwater.runtime.collectives.device_link import LinkError
 from headwater.runtime.collectives.endpoint import Endpoint
 from headwater.runtime.collectives.errors import GroupBrokenError, PeerLostError, PeerTimeoutError

@@ -8,7 +8,7 @@ from headwater.errors import PlanError
 from headwater.ops.backend import use_backend
 from headwater.ops.device.column import DeviceColumn
 from headwater.ops.device.memory import counted
-from headwater.ops.device.partition import (
+from headwater.ops.device.operators.partition import (
     MOST,
     TILE,
     DevicePartition,

@@ -15,7 +15,8 @@ import pytest
 
 import headwater as hw
 from headwater import col
-from headwater.ops.device import hash_split, memory_bound
+from headwater.ops.device import memory_bound
+from headwater.ops.device.operators import hash_split
 from headwater.session import plan
 
 from .conftest import real_cupy

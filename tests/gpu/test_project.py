@@ -11,8 +11,8 @@ import pytest
 
 from headwater.ops.backend import use_backend
 from headwater.ops.device import lowerings  # noqa: F401  (registers the operators)
-from headwater.ops.device.operators import DeviceKernel, device_kernel
-from headwater.ops.device.project import DeviceProject
+from headwater.ops.device.device_kernel import DeviceKernel, device_kernel
+from headwater.ops.device.operators.project import DeviceProject
 from headwater.ops.device.table import DeviceTable, to_arrow, to_device
 from headwater.ops.expressions import Expr, col, lit, when
 from headwater.ops.kernel import Context

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headwater.ops.device.range_segments import range_segments
+from headwater.ops.device.arrays.range_segments import range_segments
 from headwater.ops.device.table import to_device
 from headwater.ops.ordering import SortKey, quantiles, segments
 

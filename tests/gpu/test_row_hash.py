@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from headwater.lineage.hashing import hash_columns, string_words
+from headwater.ops.device.arrays.row_hash import hash_rows, hash_segments
 from headwater.ops.device.column import DeviceColumn, to_device
-from headwater.ops.device.row_hash import hash_rows, hash_segments
 from headwater.ops.partitioner import HashPartitioner
 
 RNG = np.random.default_rng(11)

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 
 from headwater.ops.backend import to_host
-from headwater.ops.device import segmented
+from headwater.ops.device.arrays import segmented
+from headwater.ops.device.arrays.grouping import DeviceGroups, group
 from headwater.ops.device.column import DeviceColumn, to_device
-from headwater.ops.device.grouping import DeviceGroups, group
 
 RNG = np.random.default_rng(11)
 #: rows and groups: of a global sum, of lanes, of runs in one and several ranges, of chunks

@@ -13,11 +13,11 @@ from headwater import col
 from headwater.ops.aggregate import Aggregation, FinalAggregateKernel, PartialAggregateKernel, state_schema
 from headwater.ops.aggregations import aggregation_type
 from headwater.ops.backend import to_host, use_backend
-from headwater.ops.device import aggregate as device_aggregate
+from headwater.ops.device.arrays.sketches import NONE, Sketches, column_of, number_buckets, sketches_of, tally
 from headwater.ops.device.column import joined, to_arrow, to_device
-from headwater.ops.device.operators import DeviceKernel, device_kernel
-from headwater.ops.device.partition import hash_partition
-from headwater.ops.device.sketches import NONE, Sketches, column_of, number_buckets, sketches_of, tally
+from headwater.ops.device.device_kernel import DeviceKernel, device_kernel
+from headwater.ops.device.operators import aggregate as device_aggregate
+from headwater.ops.device.operators.partition import hash_partition
 from headwater.ops.device.table import to_arrow as table_to_arrow
 from headwater.ops.device.table import to_device as table_to_device
 from headwater.ops.kernel import Context

@@ -9,13 +9,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from headwater.ops.device import merge as device_merge
-from headwater.ops.device import word_order
-from headwater.ops.device.operators import device_kernel
-from headwater.ops.device.sort import DeviceSort
-from headwater.ops.device.sort_keys import key_ranges, ordered, sort_words
+from headwater.ops.device.arrays import word_order
+from headwater.ops.device.arrays.sort_keys import key_ranges, ordered, sort_words
+from headwater.ops.device.arrays.word_order import row_order, sort_order
+from headwater.ops.device.device_kernel import device_kernel
+from headwater.ops.device.operators import merge as device_merge
+from headwater.ops.device.operators.sort import DeviceSort
 from headwater.ops.device.table import to_arrow, to_device
-from headwater.ops.device.word_order import row_order, sort_order
 from headwater.ops.kernel import Context
 from headwater.ops.key_words import key_words, sortable
 from headwater.ops.ordering import SortKey, sort_indices

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pytest
 
 from headwater.ops.backend import to_host
+from headwater.ops.device.arrays.grouping import group
+from headwater.ops.device.arrays.row_hash import hash_segments
+from headwater.ops.device.arrays.word_order import row_order
 from headwater.ops.device.column import to_device
-from headwater.ops.device.fusion import lower_expressions
-from headwater.ops.device.grouping import group
-from headwater.ops.device.row_hash import hash_segments
+from headwater.ops.device.fused.fusion import lower_expressions
 from headwater.ops.device.table import to_arrow
 from headwater.ops.device.table import to_device as table_to_device
-from headwater.ops.device.word_order import row_order
 from headwater.ops.expressions import col
 from headwater.ops.ordering import SortKey
 

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 
 from headwater.ops.backend import use_backend
-from headwater.ops.device import merge as device_merge
-from headwater.ops.device import top_k
-from headwater.ops.device.operators import device_kernel
+from headwater.ops.device.device_kernel import device_kernel
+from headwater.ops.device.operators import merge as device_merge
+from headwater.ops.device.operators import top_k
+from headwater.ops.device.operators.top_k import DeviceTopK, digit_counts, nth, smallest
 from headwater.ops.device.table import to_arrow, to_device
-from headwater.ops.device.top_k import DeviceTopK, digit_counts, nth, smallest
 from headwater.ops.kernel import Context
 from headwater.ops.ordering import SortKey
 from headwater.ops.sort import TopKKernel

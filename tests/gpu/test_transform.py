@@ -13,9 +13,9 @@ import headwater as hw
 from headwater.errors import HeadwaterError
 from headwater.ops.backend import use_backend
 from headwater.ops.device import lowerings  # noqa: F401  (registers the operators)
-from headwater.ops.device.operators import device_kernel
+from headwater.ops.device.device_kernel import device_kernel
+from headwater.ops.device.operators.transform import DeviceTransform
 from headwater.ops.device.table import to_arrow, to_device
-from headwater.ops.device.transform import DeviceTransform
 from headwater.ops.kernel import Broadcast, Context
 from headwater.ops.prep import Bucketize, Impute, MinMax, OneHot, Ordinal, RobustScale, Standardize, Step
 from headwater.ops.transform import TransformKernel

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.errors import ParameterError
-from headwater.ops.device import operators
-from headwater.ops.device.operators import DeviceKernel, lowers
-from headwater.ops.device.partition import DevicePartition
+from headwater.ops.device import device_kernel
+from headwater.ops.device.device_kernel import DeviceKernel, lowers
+from headwater.ops.device.operators.partition import DevicePartition
 from headwater.ops.device.transfer import ToDevice, ToHost
 from headwater.ops.expressions import col
 from headwater.ops.filter import FilterKernel
@@ -84,7 +84,7 @@ class There(DeviceKernel):
 def registered() -> Iterator[None]:
     lowers(Both)(lambda kernel, schemas: There(kernel))
     yield
-    del operators._LOWERERS[Both]
+    del device_kernel._LOWERERS[Both]
 
 
 def chain(*kernels: Kernel, sizes: Sequence[float] = (), schema: pa.Schema = SCHEMA) -> Operator:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from headwater.errors import PlanError
-from headwater.ops.device.partition import DevicePartition
+from headwater.ops.device.operators.partition import DevicePartition
 from headwater.ops.device.transfer import ToDevice
 from headwater.ops.ordering import quantiles
 from headwater.ops.partitioned import PartitionedTable
@@ -134,7 +134,7 @@ def test_ranges_get_their_boundaries_from_the_stage(tmp_path: Path) -> None:
 
 def test_blocks_are_the_same_when_runs_are_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headwater.ops.device.transfer.UNIT_ROWS", 20_000)
-    monkeypatch.setattr("headwater.ops.device.partition.UNIT_ROWS", 20_000)
+    monkeypatch.setattr("headwater.ops.device.operators.partition.UNIT_ROWS", 20_000)
     leaf, partitioner = scan(200_000), HashPartitioner(("k",), 6)
     here = run(tmp_path, leaf, partitioner, 64 << 20, 0)
     away = run(tmp_path, there(leaf, partitioner), partitioner, 1 << 20, 1)

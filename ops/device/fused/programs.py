@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from ...backend import Array
+from ..arrays.compaction import TILE
 from ..column import DeviceColumn, physical_type
-from ..compaction import TILE
 from ..modules import THREADS, sources
 from ..table import DeviceTable
 from .emitter import Argument, Emitter, Term
