@@ -15,8 +15,8 @@ from ..lineage.hashing import hash_columns
 from .kernel import Context
 from .morsels import slices
 
-#: a column that numbers rows, so that spilled work can be put back in order
-ROW = "__row__"
+#: a column that numbers rows, so that spilled work can be put back in order; no user's column has such a name
+ROW = "\x1frow"
 #: parts that one split makes
 FANOUT = 16
 #: splits of splits, after which a part is one that no hash can split

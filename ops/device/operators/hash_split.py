@@ -18,7 +18,7 @@ from .host_runs import HostRun, HostRuns, to_host_form
 from .partition import partition_by
 
 #: a column that numbers rows, so that what was split can be put back in order; not the host's, which may split again
-PLACE = "__place__"
+PLACE = "\x1fplace"
 PLACE_FIELD = pa.field(PLACE, pa.int64())
 #: parts that one split makes
 FANOUT = 16

@@ -1,4 +1,4 @@
-"""What spills may have columns that are encoded by dictionaries, another one in each table."""
+"""What spills may have columns of any name, and such that are encoded by dictionaries, another one in each table."""
 
 from __future__ import annotations
 
@@ -45,6 +45,18 @@ def test_rows_are_those_of_memory(place, tmp_path):
         found = pa.concat_tables(kernel.run([iter(tables()) for _ in range(inputs)], context))
         assert found.schema.field("word").type == CODES
         results.append(found.to_pydict())
+    assert context.metrics["spilled_bytes"]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", ["__row__", "row", "__place__"])
+def test_columns_may_have_any_name(name, tmp_path):
+    rows = [table.rename_columns([name, "word"]) for table in tables()]
+    schema = pa.schema([*rows[0].schema, pa.field("other", CODES)])
+    kernel = JoinKernel((name,), (name,), "inner", (("word", "other"),), schema)
+    results = []
+    for context in (Context(), Context(memory_bytes=8000, spill_root=tmp_path)):
+        results.append(pa.concat_tables(kernel.run([iter(rows), iter(rows)], context)).to_pydict())
     assert context.metrics["spilled_bytes"]
     assert results[0] == results[1]
 
