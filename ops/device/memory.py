@@ -163,20 +163,44 @@ def split_on_oom(table: DeviceTable, function: Callable[[DeviceTable], _R]) -> I
     Raises:
         DeviceMemoryError: there is no room for `LEAST_ROWS` rows.
     """
-    waiting = [table]
+
+    def of(start: int, stop: int) -> _R:
+        return function(table if stop - start == table.rows else table.slice(start, stop))
+
+    return halved_on_oom(table.rows, of)
+
+
+def halved_on_oom(rows: int, function: Callable[[int, int], _R]) -> Iterator[_R]:
+    """Apply a function to ranges of rows: to all of them if the device has room, else to halves, and halves of these.
+
+    Args:
+        rows: how many there are.
+        function: takes the first row of a range and the end.
+
+    Yields:
+        The results, in order.
+
+    Raises:
+        DeviceMemoryError: there is no room for `LEAST_ROWS` rows.
+
+    Example:
+        >>> list(halved_on_oom(5, lambda start, stop: stop - start))
+        [5]
+    """
+    waiting = [(0, rows)]
     while waiting:
-        part = waiting.pop()
+        start, stop = waiting.pop()
         result: list[_R] = []
         try:
-            result.append(retried(function, part))
+            result.append(retried(function, start, stop))
         except DeviceMemoryError:
-            if part.rows <= LEAST_ROWS:
+            if stop - start <= LEAST_ROWS:
                 raise
         if result:
             yield result.pop()
             continue
-        middle = part.rows // 2
-        waiting += [part.slice(middle, part.rows), part.slice(0, middle)]
+        middle = (start + stop) // 2
+        waiting += [(middle, stop), (start, middle)]
 
 
 # -- what crosses --------------------------------------------------------------------------------------

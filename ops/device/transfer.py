@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
 
 import pyarrow as pa
 
@@ -12,8 +14,8 @@ from ..kernel import Broadcast, Context, Kernel, Stream
 from ..morsels import rechunk, slices
 from .column import physical_type
 from .device_kernel import DeviceKernel, DeviceStream
-from .memory import retried
-from .table import to_arrow, to_device
+from .memory import halved_on_oom
+from .table import DeviceTable, to_arrow, to_device
 
 #: rows that cross at a time, counted from the start of a partition: enough to keep a device busy, few enough that
 #: several batches of wide rows fit its memory
@@ -27,7 +29,7 @@ class ToDevice(DeviceKernel):
     def run(self, inputs: Sequence[Stream | Broadcast], context: Context) -> DeviceStream:  # type: ignore[override]
         xp = array_namespace()
         for table in rechunk(inputs[0], UNIT_ROWS):
-            yield retried(to_device, table, xp)
+            yield from halved_on_oom(table.num_rows, partial(_crossed, table, xp))
 
     @property
     def label(self) -> str:
@@ -45,6 +47,10 @@ class ToHost(Kernel):
     @property
     def label(self) -> str:
         return "to host"
+
+
+def _crossed(table: pa.Table, xp: ModuleType, start: int, stop: int) -> DeviceTable:
+    return to_device(table.slice(start, stop - start), xp)
 
 
 def crosses(schema: pa.Schema) -> str | None:

@@ -76,6 +76,14 @@ def test_filters(xp, room):
     assert calls.count(625) == 8
 
 
+def test_what_crosses(xp, room):
+    calls = room(transfers, "to_device", 700)
+    tables = list(transfers.ToDevice().run([iter([TABLE])], Context()))
+    assert [table.rows for table in tables] == [625] * 8
+    assert pa.concat_tables(map(to_arrow, tables)).equals(TABLE)
+    assert max(calls) == 5000
+
+
 def test_projections(xp, room):
     room(project, "project_table", 700)
     schema = pa.schema([("z", pa.float64())])
