@@ -17,6 +17,8 @@ from .device_info import DeviceInfo
 
 #: share of a process's part of a device's memory that is used for blocks between stages
 CACHE_SHARE = 0.25
+#: lets CuPy use a stream for each thread; ours hand each other arrays in the order of one stream
+STREAM_A_THREAD = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"
 
 
 def bind_process(resources: Mapping[str, float] | None = None) -> None:
@@ -47,6 +49,11 @@ def describe_device(resources: Mapping[str, float] | None = None) -> tuple[Devic
     promised = (resources or {}).get("GPU", 0) > 0
     try:
         if device_backend() == "cupy":
+            if os.environ.get(STREAM_A_THREAD, "0") != "0":
+                return (
+                    None,
+                    f"{STREAM_A_THREAD} is set there, and threads wouldn't wait for each other's kernels: unset it",
+                )
             return _described(), ""
     except Exception as error:  # CuPy isn't there after all, or doesn't fit the driver
         return None, str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from functools import lru_cache
@@ -52,7 +53,8 @@ def _device(device: str) -> str:
         runtime = xp.cuda.runtime
         name = runtime.getDeviceProperties(xp.cuda.Device().id)["name"]
         name = name.decode() if isinstance(name, bytes) else str(name)
-        return f"{name} with CuPy {xp.__version__} and CUDA {runtime.runtimeGetVersion()}"
+        short = ", products in TF32" if os.environ.get("CUPY_TF32", "0") == "1" else ""
+        return f"{name} with CuPy {xp.__version__} and CUDA {runtime.runtimeGetVersion()}{short}"
 
 
 def differences(mine: Mapping[str, str], theirs: Mapping[str, str]) -> str:

@@ -144,6 +144,14 @@ def test_a_cluster_that_is_joined_tells_what_its_workers_have(two_devices, monke
             assert set(places(session, "gpu", monkeypatch)) <= {"0/cupy", "1/cupy"}
 
 
+def test_threads_with_streams_of_their_own_use_no_device(two_devices, monkeypatch):
+    monkeypatch.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "1")
+    with pytest.raises(
+        ClusterError, match=r"this process: CUPY_CUDA_PER_THREAD_DEFAULT_STREAM is set.*unset it"
+    ):
+        hw.Session("inline", device="gpu", **QUIET).start()
+
+
 def test_a_run_in_this_process_uses_its_device(two_devices, monkeypatch):
     with hw.Session("inline", **QUIET) as session:
         assert session._executor.gpu_workers() == 4
