@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from ..lineage.keys import lineage_key
+from ..ops.expressions.expr import Column
 from ..ops.kernel import Kernel
 from ..ops.partitioner import HashPartitioner, Partitioner, RangePartitioner, SinglePartitioner
 from ..ops.persist import strongest
+from ..ops.project import ProjectKernel
 from ..ops.sink import Sink
 from ..ops.sort import SortKey
 from ..ops.source import Split
@@ -31,6 +33,7 @@ from .plan import (
     UnionStep,
     all_leaves,
 )
+from .widths import row_width
 
 #: most operators on a path through one stage; a longer chain is cut, so that programs pickle and run
 #: without deep recursion
@@ -240,9 +243,9 @@ class StageBuilder:
         The sample is drawn from the same rows of ``alone``, which has their keys only; without it from
         the rows themselves, which wait in blocks until the boundaries are known.
         """
-        sampled = self._sampled(alone or fragment, keys)
         if alone is None:
-            fragment = _leaf(fragment, BlockLeaf(self.slot(), sampled, fragment.schema))
+            alone = fragment = self._whole_blocks(fragment)
+        sampled = self._sampled(alone, keys)
         return self._segments(fragment, Exchange(RangePartitioner(keys, count), boundaries_from=sampled))
 
     def _segments(self, fragment: Fragment, exchange: Exchange) -> Fragment:
@@ -261,16 +264,26 @@ class StageBuilder:
         )
 
     def _sampled(self, fragment: Fragment, keys: tuple[SortKey, ...]) -> int:
-        """Cut a fragment into a stage that also leaves a sample of its keys."""
+        """Cut a fragment into a stage that also leaves a sample of its keys; a stage leaves one of one sort order."""
         stage = self.stages[self.cut(fragment)]
         if stage.sample not in ((), keys):
-            copy = lineage_key("Sampled", [str(key) for key in keys], [stage.key])
-            if copy not in self._by_key:
-                leaf = BlockLeaf(self.slot(), stage.id, fragment.schema)
-                self._by_key[copy] = self._append(_leaf(fragment, leaf), copy, None)
-            stage = self.stages[self._by_key[copy]]
+            stage = self.stages[self.cut(self._keys_alone(self._whole_blocks(fragment), keys))]
         self.stages[stage.id] = replace(stage, sample=keys)
         return stage.id
+
+    def _whole_blocks(self, fragment: Fragment) -> Fragment:
+        """Cut a fragment and read its blocks."""
+        return _leaf(fragment, BlockLeaf(self.slot(), self.cut(fragment), fragment.schema))
+
+    def _keys_alone(self, fragment: Fragment, keys: tuple[SortKey, ...]) -> Fragment:
+        """The columns of a sort order."""
+        names = list(dict.fromkeys(key.column for key in keys))
+        schema = pa.schema([fragment.schema.field(name) for name in names])
+        share = row_width(schema) / row_width(fragment.schema)
+        size = replace(fragment.estimate, bytes=fragment.estimate.bytes * share)
+        key = lineage_key("Sampled", [str(key) for key in keys], [fragment.key])
+        kernel = ProjectKernel(tuple((name, Column(name)) for name in names), schema)
+        return self.step(kernel, [fragment], schema, key, size, f"sample [{', '.join(names)}]")
 
     def _key(self, fragment: Fragment, exchange: Exchange | None) -> str:
         parents = [

@@ -152,6 +152,12 @@ def test_two_sorts_of_a_shared_node_sample_their_own_keys(plan, rides):
         {"a": Sort(shared, (SortKey("id"),)), "b": Sort(shared, (SortKey("fare"),))}, partition_bytes=1 << 26
     )
     assert sorted(str(stage.sample[0]) for stage in built.stages if stage.sample) == ["fare", "id"]
+    whole = built.stages[0]
+    for stage in built.stages:
+        if isinstance(stage.operator, BlockLeaf):  # rows are cut by either order from the same blocks
+            assert stage.operator.stage == whole.id
+    (other,) = [stage for stage in built.stages if stage.sample and stage is not whole]
+    assert other.schema.names == [key.column for key in other.sample]  # and no more is written for the second
 
 
 def test_limits_and_top_k_work_on_both_sides_of_one_gathering(plan, rides):
