@@ -396,6 +396,7 @@ def _fault(action: str, metavar: str, help: str) -> Any:
 @click.option(
     "--steps", type=click.IntRange(0), default=0, help="Of a training in the pipeline, to draw moments from."
 )
+@_device
 @click.option("--no-replace", is_flag=True, help="Put no fresh nodes in the place of dead ones.")
 @click.option("--keep", type=click.Path(file_okay=False), metavar="DIR", help="Keep logs and journals here.")
 @click.option("--json", "out", type=click.Path(dir_okay=False), metavar="OUT", help="Write all figures.")

@@ -82,6 +82,7 @@ class ChaosCluster:
         nodes: how many.
         workers: processes of each.
         folder: for scratch, logs and journals; None makes one that is removed at the end.
+        device: what of its runs may use GPUs, as in `Session`.
 
     Attributes:
         address: of the scheduler, the same for all its lives.
@@ -89,7 +90,8 @@ class ChaosCluster:
         faults: folder of tokens, see `runtime.fault_points`.
     """
 
-    def __init__(self, nodes: int = 4, workers: int = 1, folder: Path | None = None):
+    def __init__(self, nodes: int = 4, workers: int = 1, folder: Path | None = None, device: str = "auto"):
+        self.device = device
         self._own = folder is None
         self.folder = Path(tempfile.mkdtemp(prefix="headwater-chaos-")) if folder is None else folder
         self.faults, self.journal, self.logs = (self.folder / n for n in ("faults", "journal", "logs"))

@@ -23,7 +23,7 @@ def chaos_command(file: str, params: Mapping[str, str], **options: Any) -> bool:
         file: ``FILE[:NAME]``.
         params: of the pipeline.
         options: of the command: a tuple of texts for each action; runs, seed, nodes, workers, no_replace, keep,
-            out, steps.
+            out, steps, device.
 
     Returns:
         Whether all runs were as the clean one, and left nothing.
@@ -39,6 +39,7 @@ def chaos_command(file: str, params: Mapping[str, str], **options: Any) -> bool:
         options["workers"],
         not options["no_replace"],
         steps=options["steps"],
+        device=options["device"] or "auto",
     )
     folder = Path(options["keep"]).absolute() if options["keep"] else None
     runs: list[ChaosRun] = []

@@ -43,6 +43,7 @@ class DriverSpec:
         params: of the pipeline.
         quota: most bytes of scratch a node may use.
         resume: id of the run to go on with; None begins one.
+        device: what may use GPUs, as in `Session`.
     """
 
     file: str
@@ -52,6 +53,7 @@ class DriverSpec:
     params: Mapping[str, str] = field(default_factory=dict)
     quota: int | None = None
     resume: str | None = None
+    device: str = "auto"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -85,6 +87,7 @@ def _run(spec: DriverSpec) -> dict[str, Any]:
         journal=spec.journal,
         progress=_observe,
         quota=spec.quota,
+        device=spec.device,
         options=options if isinstance(options, PlanOptions) else None,
     ) as session:
         _tell("running")

@@ -30,6 +30,7 @@ class ChaosPlan:
         replace: whether dead nodes are replaced by fresh ones.
         limit: seconds that a run may take.
         steps: of a training in the pipeline, to draw moments from.
+        device: what may use GPUs, as in `Session`.
     """
 
     file: str
@@ -42,6 +43,7 @@ class ChaosPlan:
     replace: bool = True
     limit: float = LIMIT_SECONDS
     steps: int = 0
+    device: str = "auto"
 
     def faults_of(self, seed: int) -> list[Fault]:
         """The faults of the run with that seed."""
@@ -58,6 +60,8 @@ class ChaosPlan:
             options["no-replace"] = True
         if self.steps:
             options["steps"] = self.steps
+        if self.device != ChaosPlan.device:
+            options["device"] = self.device
         return repeat_text(self.file, self.params, self.faults, seed, options)
 
 
@@ -107,7 +111,7 @@ def chaos_runs(
     whole(plan.runs, "chaos", "runs", 1)
     whole(plan.nodes, "chaos", "nodes", 1)
     load_pipeline(plan.file).bind(dict(plan.params))  # errors of the file or its parameters come at once
-    with ChaosCluster(plan.nodes, plan.workers, folder) as cluster:
+    with ChaosCluster(plan.nodes, plan.workers, folder, plan.device) as cluster:
         started(cluster)
         clean = run_clean(plan.file, plan.params, cluster, plan.limit)
         for run in range(plan.runs):

@@ -215,7 +215,16 @@ def _run(
     began = deadline = None
     for number in range(1, _DRIVERS + 1):
         resume = _run_id(journal) if number > 1 else None
-        spec = DriverSpec(file, cluster.address, str(journal), str(sinks), dict(params), QUOTA_BYTES, resume)
+        spec = DriverSpec(
+            file,
+            cluster.address,
+            str(journal),
+            str(sinks),
+            dict(params),
+            QUOTA_BYTES,
+            resume,
+            cluster.device,
+        )
         driver = DriverHandle(spec, cluster)
         holder.append(driver)
         share, last = 0.0, None
