@@ -28,6 +28,10 @@ from .modules import on_device
 from .table import DeviceTable
 
 
+class OutdatedError(RuntimeError):
+    """Memory of another process is mapped of which it isn't known any more whose it is."""
+
+
 class IpcRefusedError(RuntimeError):
     """CUDA doesn't let these two processes share memory, or not this memory."""
 
@@ -65,12 +69,14 @@ class Shared:
         handles: of the allocations in which their arrays lie.
         dictionaries: of their columns of strings, as streams of Arrow's.
         groups: for each group of tables, for each table its rows and columns.
+        age: of the owner's promises; what was mapped at another age may be other memory by now.
     """
 
     schema: bytes
     handles: tuple[bytes, ...]
     dictionaries: tuple[bytes, ...]
     groups: tuple[tuple[tuple[int, tuple[SharedColumn, ...]], ...], ...]
+    age: str = ""
 
     def fits(self, schema: pa.Schema) -> bool:
         """Whether the tables have the columns of a schema."""
@@ -86,7 +92,9 @@ def can_share(tables: Sequence[DeviceTable]) -> bool:
     )
 
 
-def share(groups: Sequence[Sequence[DeviceTable]], schema: pa.Schema, xp: ModuleType) -> Shared:
+def share(
+    groups: Sequence[Sequence[DeviceTable]], schema: pa.Schema, xp: ModuleType, age: str = ""
+) -> Shared:
     """Describe tables for another process, which may copy them as long as they are kept.
 
     What they hold must have been computed already.
@@ -95,6 +103,7 @@ def share(groups: Sequence[Sequence[DeviceTable]], schema: pa.Schema, xp: Module
         groups: tables of one schema, which `can_share`.
         schema: theirs.
         xp: CuPy.
+        age: of this process's promises: another one after it has broken one, by freeing memory that was still lent.
 
     Raises:
         IpcRefusedError: memory that can't be shared.
@@ -107,7 +116,7 @@ def share(groups: Sequence[Sequence[DeviceTable]], schema: pa.Schema, xp: Module
             tuple((t.rows, tuple(map(exporter.column, t.columns))) for t in group) for group in groups
         )
     dictionaries = tuple(_packed(dictionary) for dictionary in exporter.dictionaries)
-    return Shared(schema.serialize().to_pybytes(), tuple(exporter.handles), dictionaries, shared)
+    return Shared(schema.serialize().to_pybytes(), tuple(exporter.handles), dictionaries, shared, age)
 
 
 class Mapped:
@@ -116,23 +125,32 @@ class Mapped:
     Args:
         handles: of the allocations.
         xp: CuPy.
+        age: of the owner's promises.
 
     Attributes:
         addresses: where they are here.
 
     Raises:
+        OutdatedError: one of them is still mapped from another age; memory that was freed since, and another
+            allocation in its place, may have the same handle.
         IpcRefusedError: CUDA doesn't map them.
     """
 
-    def __init__(self, handles: Sequence[bytes], xp: ModuleType):
+    def __init__(self, handles: Sequence[bytes], xp: ModuleType, age: str = ""):
         self._xp, self._handles = xp, []
         self.addresses: list[int] = []
         xp.cuda.Device().use()
         try:
             for handle in handles:
                 with _opening, _refused_by_cuda(xp):
-                    address, users = _open.get(handle) or (xp.cuda.runtime.ipcOpenMemHandle(handle), 0)
-                    _open[handle] = address, users + 1
+                    address, users, since = _open.get(handle) or (
+                        xp.cuda.runtime.ipcOpenMemHandle(handle),
+                        0,
+                        age,
+                    )
+                    if since != age:
+                        raise OutdatedError("its owner may have let go of what is mapped of it")
+                    _open[handle] = address, users + 1, age
                 self._handles.append(handle)
                 self.addresses.append(address)
         except BaseException:
@@ -145,16 +163,16 @@ class Mapped:
         while self._handles:
             handle = self._handles.pop()
             with _opening:
-                address, users = _open.pop(handle)
+                address, users, age = _open.pop(handle)
                 if users > 1:
-                    _open[handle] = address, users - 1
+                    _open[handle] = address, users - 1, age
                     continue
                 with suppress(self._xp.cuda.runtime.CUDARuntimeError):  # the owner has died
                     self._xp.cuda.runtime.ipcCloseMemHandle(address)
 
 
-#: what this process has mapped of others: by handle the address, and how many use it
-_open: dict[bytes, tuple[int, int]] = {}
+#: what this process has mapped of others: by handle the address, how many use it, and the age
+_open: dict[bytes, tuple[int, int, str]] = {}
 _opening = threading.Lock()
 
 
@@ -177,12 +195,13 @@ def copied(
         may let go of the tables.
 
     Raises:
+        OutdatedError: some of it is still mapped from before.
         IpcRefusedError: CUDA doesn't map the memory.
     """
     columns = [column for group in wanted for _, table in shared.groups[group] for column in table]
     arrays = [array for column in columns for array in (column.values, column.valid) if array is not None]
     needed = sorted({array.allocation for array in arrays} - {-1})
-    mapped = Mapped([shared.handles[number] for number in needed], xp)
+    mapped = Mapped([shared.handles[number] for number in needed], xp, shared.age)
     try:
         with _refused_by_cuda(xp):
             copier = _Copier(shared, dict(zip(needed, mapped.addresses)), xp)

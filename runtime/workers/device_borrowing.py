@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from ...lineage.owner import this_process
 from ...ops.backend import array_namespace
-from ...ops.device.ipc import IpcRefusedError, Mapped, Shared, copied
+from ...ops.device.ipc import IpcRefusedError, Mapped, OutdatedError, Shared, copied
 from ...ops.device.memory import DeviceMemoryError, retried
 from ...ops.device.table import DeviceTable
 from ..task import CancelledTask, Segment
@@ -175,8 +175,8 @@ class DeviceBorrowing:
                 return []
             tables, loan.mapped = retried(copied, shared, schema, groups, array_namespace())
             return tables
-        except DeviceMemoryError:  # what comes from the host may come in smaller pieces
-            pass
+        except (DeviceMemoryError, OutdatedError):
+            pass  # what comes from the host may come in smaller pieces, and what is mapped now is let go soon
         except IpcRefusedError as error:
             self.never[loan.address] = str(error)
         except Exception:

@@ -125,9 +125,12 @@ class DeviceLending:
         if not found:
             return {"status": "OK", "found": [], "nothing": not self._cache.holds(run, wanted[0][0])}
         groups = list(found.values())
+        me = this_process()
+        with self._lock:
+            age = f"{me.pid} {me.started} {self._book.broken}"
         try:
             with stage_backend("gpu") as xp:
-                shared = share(groups, groups[0][0].schema, xp)
+                shared = share(groups, groups[0][0].schema, xp, age)
         except IpcRefusedError as error:
             self.refusal = str(error)
             return {"status": "OK", "never": self.refusal}

@@ -42,6 +42,7 @@ class LeaseBook:
 
     Attributes:
         bytes: of them now.
+        broken: leases that ended before their borrower said so, which may still read what was kept.
 
     Example:
         >>> book = LeaseBook(10.0, 100)
@@ -55,7 +56,7 @@ class LeaseBook:
 
     def __init__(self, seconds: float, most_bytes: int):
         self.seconds, self.most_bytes = seconds, most_bytes
-        self.bytes = 0
+        self.bytes = self.broken = 0
         self._leases: dict[str, Lease] = {}
         #: by block: how many leases keep it
         self._users: Counter[Hashable] = Counter()
@@ -111,4 +112,6 @@ class LeaseBook:
         return {lease.borrower for lease in self._leases.values()}
 
     def _end(self, leases: Iterable[Lease]) -> int:
-        return sum(self.end(token) for token in [lease.token for lease in leases])
+        ended = sum(self.end(token) for token in [lease.token for lease in leases])
+        self.broken += ended
+        return ended

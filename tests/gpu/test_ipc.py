@@ -251,6 +251,26 @@ def test_a_lease_outlives_the_cache_and_ends_with_its_run(lender, xp):
             copies(shared, [0], xp)
 
 
+def test_what_is_mapped_of_before_a_lease_was_broken_is_not_read_again(lender, xp):
+    """What the owner allocates after that may have the handle of what it has freed."""
+    before = pickle.loads(lender.lend(2, token="broken")["shared"])
+    tables, mapped = copied(before, SCHEMA, [0], xp)
+    check(tables[0], 2)
+    lender("forget", "run")  # with the lease, whose memory is mapped still
+    assert lender("put", KEY, SEGMENTS, OFFSETS)
+    now = pickle.loads(lender.lend(2)["shared"])
+    assert now.age != before.age
+    with pytest.raises(ipc.OutdatedError):
+        copied(replace(now, handles=before.handles), SCHEMA, [0], xp)
+    mapped.close()
+    check(copies(now, [0], xp)[0], 2)
+    assert lender("ask", "headwater_take_back", token="token")["held"]
+    assert (
+        pickle.loads(lender.lend(2)["shared"]).age == now.age
+    )  # a lease that was given back breaks no promise
+    assert lender("ask", "headwater_take_back", token="token")["held"]
+
+
 def test_a_lease_ends_with_its_borrower(lender):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:

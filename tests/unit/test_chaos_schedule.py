@@ -105,7 +105,9 @@ def test_any_run_can_be_repeated_alone():
 def test_faults_that_were_asked_for_are_repeated_too():
     plan = ChaosPlan("rides.py", {}, [parse_fault("kill", "node@50%"), parse_fault("slow", "worker:10x")])
     assert plan.repeat(3) == "headwater chaos rides.py --kill node@50% --slow worker:10x@0s --seed 3"
-    assert ChaosPlan("rides.py", {}, device="gpu").repeat(3) == "headwater chaos rides.py --seed 3 --device gpu"
+    assert (
+        ChaosPlan("rides.py", {}, device="gpu").repeat(3) == "headwater chaos rides.py --seed 3 --device gpu"
+    )
     assert plan.faults_of(3) == list(plan.faults)
 
 

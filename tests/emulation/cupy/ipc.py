@@ -12,6 +12,7 @@ import mmap
 import os
 import secrets
 import struct
+import threading
 import weakref
 
 import numpy as np
@@ -24,6 +25,7 @@ own_pid = os.getpid
 _owners: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
 #: by the address of an allocation
 _exported: dict[int, bytes] = {}
+_exporting = threading.RLock()
 #: by the address where it is mapped: the handle, the mapping, and the array that holds its address
 _opened: dict[int, tuple[bytes, mmap.mmap, np.ndarray]] = {}
 
@@ -43,6 +45,11 @@ def remember(array: np.ndarray) -> int:
 
 
 def export(pointer: int) -> bytes:
+    with _exporting:  # a handle is told only when what it names is there
+        return _export(pointer)
+
+
+def _export(pointer: int) -> bytes:
     if pointer in _exported:
         return _exported[pointer]
     owner = _owners.get(pointer)
