@@ -40,7 +40,7 @@ def remember(array: np.ndarray) -> int:
     owner = array
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
-    _owners[address] = owner
+    _owners[address] = _owners[owner.ctypes.data] = owner
     return address
 
 
