@@ -178,7 +178,7 @@ def to_host(array: Array) -> np.ndarray:
     """Return an array as NumPy's, copying it from the device if it lies there."""
     if not hasattr(array, "get"):
         return np.asarray(array)
-    from .device.memory import fetched
+    from .device.crossing import fetched
 
     return fetched(array)
 

@@ -14,7 +14,7 @@ from ...errors import TypeMismatchError
 from ..backend import Array
 from ..morsels import contiguous
 from ..quantiles import SKETCH
-from .memory import fetched, staged
+from .crossing import fetched, staged
 
 #: digits of decimals that fit 64 bits
 SHORT_DECIMAL = 18

@@ -11,7 +11,7 @@ import numpy as np
 from ...errors import HeadwaterError
 from ..backend import Array, array_namespace, to_host
 from ..device.arrays.row_segments import segment_rows
-from ..device.memory import staged
+from ..device.crossing import staged
 from ..objectives.direct import on_host
 from ..objectives.losses import sum_all
 from .blocks import device_rows, pass_over

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from ...errors import HeadwaterError, ParameterError, UserFunctionError, did_you_mean
 from ..backend import Array, array_namespace
 from ..batches import as_numpy, to_column
-from ..device.memory import staged
+from ..device.crossing import staged
 from ..morsels import contiguous
 from ..objectives.objective import Objective
 from ..schema import canonical_schema

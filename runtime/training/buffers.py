@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ops.device.memory import count_crossing
+from ...ops.device.crossing import count_crossing
 from ...ops.training.aligned import ALIGNMENT, aligned_empty
 from ...ops.training.program import Batch
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 
 from ...ops.backend import array_namespace
-from ...ops.device.memory import staged
+from ...ops.device.crossing import staged
 from ...ops.training.program import BLOCK_ROWS, Batch, Shard, shard_rng
 from ...ops.training.sampling import Order
 from .buffers import to_device

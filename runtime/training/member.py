@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from ...errors import NonDeterministicError
 from ...ops.backend import array_namespace, stage_backend, to_host
-from ...ops.device.memory import Traffic, counted, staged
+from ...ops.device.crossing import Traffic, counted, staged
 from ...ops.training.determinism import check_repeats
 from ...ops.training.minibatch import Minibatch
 from ...ops.training.program import DataInfo, Shard, State

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...ops.backend import array_namespace, to_host
-from ...ops.device.memory import staged
+from ...ops.device.crossing import staged
 from ...ops.training.minibatch import Minibatch, Piece
 from ...ops.training.program import State
 from ..collectives.nccl import NcclGroup

@@ -16,7 +16,7 @@ import numpy as np
 from ...lineage.owner import this_process
 from ...ops.backend import array_namespace, to_host
 from ...ops.device.arrays.ordered_sum import ordered_sum
-from ...ops.device.memory import staged
+from ...ops.device.crossing import staged
 from ...ops.device.windows import Windows
 from ..collectives.device_link import LinkError
 from ..collectives.group import Group

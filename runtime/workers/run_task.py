@@ -20,8 +20,9 @@ from ...lineage.fingerprint import Fingerprint
 from ...lineage.stream_fingerprint import StreamFingerprint
 from ...ops.backend import stage_backend
 from ...ops.device.cache import DeviceCache
+from ...ops.device.crossing import Traffic, counted
 from ...ops.device.device_kernel import DeviceStream
-from ...ops.device.memory import Traffic, counted, make_room_after
+from ...ops.device.memory import make_room_after
 from ...ops.device.operators.partition import DevicePartition
 from ...ops.device.table import DeviceTable
 from ...ops.device.transfer import ToDevice, ToHost

@@ -7,7 +7,7 @@ import pytest
 from headwater.errors import PlanError
 from headwater.ops.backend import use_backend
 from headwater.ops.device.column import DeviceColumn
-from headwater.ops.device.memory import counted
+from headwater.ops.device.crossing import counted
 from headwater.ops.device.operators.partition import (
     MOST,
     TILE,

@@ -13,18 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headwater.ops.device import memory
+from headwater.ops.device import crossing, memory
 from headwater.ops.device.cache import BlockKey, DeviceCache
-from headwater.ops.device.memory import (
-    DeviceMemoryError,
-    counted,
-    fetched,
-    on_low_memory,
-    retried,
-    set_up_pool,
-    split_on_oom,
-    staged,
-)
+from headwater.ops.device.crossing import counted, fetched, staged
+from headwater.ops.device.memory import DeviceMemoryError, on_low_memory, retried, set_up_pool, split_on_oom
 from headwater.ops.device.table import DeviceTable, to_device
 from headwater.runtime.executor import classify
 from headwater.runtime.scheduler_events import FailureKind
@@ -50,9 +42,9 @@ def table(rows: int) -> DeviceTable:
 @pytest.mark.parametrize("length", [0, 1, 1000, 70_001, 300_000])
 @pytest.mark.parametrize("dtype", ["f8", "i4", "?", "u1", "c16"])
 def test_what_crosses_comes_as_it_was_and_is_counted(xp, monkeypatch, length, dtype):
-    monkeypatch.setattr(memory, "BUFFER_BYTES", 64 << 10)
-    monkeypatch.setattr(memory, "STAGED_BYTES", 4 << 10)
-    memory._lanes.cache_clear()
+    monkeypatch.setattr(crossing, "BUFFER_BYTES", 64 << 10)
+    monkeypatch.setattr(crossing, "STAGED_BYTES", 4 << 10)
+    crossing._lanes.cache_clear()
     given = np.random.default_rng(length).integers(0, 200, length).astype(dtype)
     with counted() as traffic:
         there = staged(xp, given)
@@ -64,7 +56,7 @@ def test_what_crosses_comes_as_it_was_and_is_counted(xp, monkeypatch, length, dt
 
 
 def test_arrays_of_two_axes_and_with_gaps_cross(xp, monkeypatch):
-    monkeypatch.setattr(memory, "STAGED_BYTES", 16)
+    monkeypatch.setattr(crossing, "STAGED_BYTES", 16)
     given = np.arange(60.0).reshape(6, 10)
     there = staged(xp, given)
     np.testing.assert_array_equal(fetched(there), given)
@@ -75,9 +67,9 @@ def test_arrays_of_two_axes_and_with_gaps_cross(xp, monkeypatch):
 
 
 def test_threads_that_cross_at_the_same_time_do_not_mix(xp, monkeypatch):
-    monkeypatch.setattr(memory, "BUFFER_BYTES", 1 << 10)
-    monkeypatch.setattr(memory, "STAGED_BYTES", 16)
-    memory._lanes.cache_clear()
+    monkeypatch.setattr(crossing, "BUFFER_BYTES", 1 << 10)
+    monkeypatch.setattr(crossing, "STAGED_BYTES", 16)
+    crossing._lanes.cache_clear()
     wrong: list[int] = []
 
     def cross(number: int) -> None:
@@ -99,7 +91,7 @@ def test_without_page_locked_memory_arrays_cross_all_the_same(xp, monkeypatch):
         raise xp.cuda.runtime.CUDARuntimeError(2)
 
     monkeypatch.setattr(xp.cuda, "alloc_pinned_memory", refuse)
-    memory._lanes.cache_clear()
+    crossing._lanes.cache_clear()
     given = np.arange(100_000.0)
     np.testing.assert_array_equal(fetched(staged(xp, given)), given)
 

@@ -18,7 +18,7 @@ from ...backend import Array
 from ...quantiles import SKETCH, sketch_array, sketch_parts
 from .. import column as columns_of
 from ..column import DeviceColumn
-from ..memory import fetched, staged
+from ..crossing import fetched, staged
 from ..modules import kernel, launch, on_device
 from ..table import DeviceTable
 from .key_words import C_NAMES

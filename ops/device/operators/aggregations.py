@@ -25,7 +25,7 @@ from ..arrays.key_words import ranges
 from ..arrays.segmented import extremes, last_rows, spreads, sums
 from ..arrays.sketches import column_of, ends_of, number_buckets, sketches_of, tally
 from ..column import DeviceColumn, is_coded, physical_type
-from ..memory import staged
+from ..crossing import staged
 
 State = tuple[DeviceColumn, ...]
 
